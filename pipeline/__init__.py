@@ -1,0 +1,15 @@
+"""Credit risk from raw rows to a promoted model, one module a step.
+
+The journey, in the order in which the modules may import each other::
+
+    config, schema   conf/*.yaml become frozen settings and the data contract
+    ingest, split    a file becomes a validated frame, then train and test by content hash
+    features         rows or frames become one dense float32 matrix through a DictVectorizer
+    tune, train      an Optuna study becomes the best parameters, then a logged model version
+    evaluate         labels and probabilities become metrics and figures
+    gate, store      a candidate is judged, then stands verified in the BentoML store
+    pointer, promote the promoted version is one atomic fact, with its history
+    score            a table becomes decisions, in bulk
+
+``python -m pipeline COMMAND --help`` documents each command.
+"""

@@ -1,0 +1,199 @@
+"""YAML files in ``conf/`` in, frozen settings out; an unknown or wrong key names the key and what is allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+CONF = Path("conf")
+"""Folder of the default configuration, relative to the project's folder."""
+
+MODEL_NAME = "credit_risk_model"
+"""The registered model in MLflow and the model in the BentoML store."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: strict, frozen, and every key known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **flags: Any) -> Self:
+        """Read a YAML file, lay command-line flags over it, and validate both.
+
+        Parameters
+        ----------
+        path
+            The YAML file.
+        **flags
+            Values that win over the file's; ``None`` means "not given".
+
+        Raises
+        ------
+        ConfigError
+            The file is absent, is no YAML mapping, or a key is unknown or has a wrong value.
+        """
+        given = {key: value for key, value in flags.items() if value is not None}
+        return parse_settings(cls, {**read_yaml(path), **given}, source=str(path))
+
+
+class Range(Settings):
+    """One dimension of the search space."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Sample on a logarithmic scale."""
+    integer: bool = False
+    """Whole numbers only."""
+
+
+class StudySettings(Settings):
+    """Where Optuna keeps the study."""
+
+    name: str | None = None
+    """None: derived from data, contract, seed and search, so that a changed input starts a new study."""
+    storage: str
+    """SQLAlchemy address."""
+
+
+class TrainSettings(Settings):
+    """``conf/train.yaml``: data, split, search and resources of one training."""
+
+    data: str
+    """CSV or Parquet file, or folder of Parquet files."""
+    contract: str
+    """The data contract's file."""
+    experiment: str
+    """MLflow experiment."""
+    seed: int
+    test_share: float = Field(gt=0, lt=1)
+    """Share of rows held out by content hash."""
+    trials: int = Field(ge=1)
+    """Trials of the study in all; a resumed study runs the rest."""
+    folds: int = Field(ge=2)
+    max_rounds: int = Field(ge=1)
+    early_stopping_rounds: int = Field(ge=1)
+    workers: int | None = Field(ge=1)
+    """Parallel evaluations; null: one for each core."""
+    study: StudySettings
+    first_trial: dict[str, float]
+    """Parameters tried first, before the sampler has learnt anything."""
+    search_space: dict[str, Range]
+    """XGBoost parameter → range."""
+
+
+class Thresholds(Settings):
+    """Where one decision ends and the next begins, as probabilities of default in [0, 1]."""
+
+    maybe_above: float = Field(ge=0, le=1)
+    """Above it a person looks at the application (MAYBE); up to it, it is APPROVED."""
+    declined_above: float = Field(ge=0, le=1)
+    """Above it the application is DECLINED."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.maybe_above > self.declined_above:
+            raise ValueError("maybe_above must not exceed declined_above")
+        return self
+
+
+class ServeSettings(Settings):
+    """``conf/serve.yaml``: what the service answers with, and its limits."""
+
+    thresholds: Thresholds
+
+
+class PromoteSettings(Settings):
+    """``conf/promote.yaml``: what a candidate must show before it is promoted."""
+
+
+def parse_settings(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
+    """Validate a mapping; `source` names the file in the error.
+
+    Raises
+    ------
+    ConfigError
+        One line for each broken key: the key, what is wrong, what was received.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, dict(detail)) for detail in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one YAML mapping; a key that stands twice is an error, not a silent overwrite."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing YAML file") from None
+    try:
+        # _UniqueKeyLoader is a SafeLoader: plain values only.
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of keys to values, received {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _explain(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(_keys_beside(model, detail["loc"]))
+        return f"{where}: unknown key; allowed: {allowed}"
+    if detail["type"] == "missing":
+        return f"{where}: missing; {_description(model, detail['loc'])}"
+    return f"{where or 'the file'}: {detail['msg']}, received {detail['input']!r}"
+
+
+def _keys_beside(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    owner = _model_at(model, loc[:-1])
+    return list(owner.model_fields) if owner else []
+
+
+def _description(model: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+    owner = _model_at(model, loc[:-1])
+    field = owner.model_fields.get(str(loc[-1])) if owner else None
+    return (field.description if field else None) or "it has no default"
+
+
+def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """Follow an error's location down to the settings class that owns it; mapping keys are stepped over."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        field = current.model_fields.get(str(part)) if current else None
+        if field is not None:
+            current = next(_models_in(field.annotation), current)
+    return current
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)

@@ -1,0 +1,27 @@
+"""Failures that a user can act on: each says the rule, the value received and the cure."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every failure that ends a command with exit code 1 and one readable message."""
+
+
+class ConfigError(PipelineError):
+    """A file in ``conf/`` or a flag over it breaks its own rules."""
+
+
+class DataError(PipelineError):
+    """A table, a row or a file breaks the data contract."""
+
+
+class TrackingError(PipelineError):
+    """MLflow cannot be reached, or does not hold what was asked for."""
+
+
+class StoreError(PipelineError):
+    """A stored model or the promoted pointer is missing, altered or unreadable."""
+
+
+class PromotionRefused(PipelineError):
+    """The gate, another promotion under way or a failed check refused a promotion."""

@@ -1,0 +1,1 @@
+"""The service that answers with the promoted version."""

@@ -23,7 +23,7 @@ $(INSTALLED): requirements.lock
 	@touch $@
 
 train: setup  ## Tune, train, evaluate and register a candidate (flags: -P name=value)
-	mlflow run . --env-manager local $(ARGS)
+	mlflow run . --env-manager local --experiment-name credit_risk $(ARGS)
 
 promote: setup  ## Judge the candidate and make it answer
 	python -m pipeline promote $(ARGS)

@@ -64,10 +64,12 @@ def promote(options: Namespace) -> Report:
         if not options.dry_run:
             _settle_earlier()
         candidate = _chosen(options)
+        named = champion.by_alias(champion.CHAMPION)
         current = _current()
-        if current and _is_same(current, candidate) and not options.dry_run:
+        agreed = named is None or named.number == candidate.number
+        if current and agreed and _is_same(current, candidate) and not options.dry_run:
             return _already(current, candidate, settings)
-        return _promote(candidate, options, settings)
+        return _promote(candidate, named or _local_champion(current), options, settings)
 
 
 def rollback(options: Namespace) -> Report:
@@ -140,9 +142,13 @@ class _Judged:
         return "forced" if self.forced else "refused"
 
 
-def _promote(candidate: champion.ModelVersion, options: Namespace, settings: PromoteSettings) -> Report:
+def _promote(
+    candidate: champion.ModelVersion,
+    defender: champion.ModelVersion | None,
+    options: Namespace,
+    settings: PromoteSettings,
+) -> Report:
     """Stage, judge, and unless refused install the candidate and move the pointer."""
-    defender = champion.by_alias(champion.CHAMPION) or _local_champion()
     with versions.workbench() as bench:
         stored = _stored(candidate, bench)
         judged = _judge(candidate, stored, defender, options, settings)
@@ -154,7 +160,8 @@ def _promote(candidate: champion.ModelVersion, options: Namespace, settings: Pro
         if judged.outcome == "refused":
             return Report(judged.text, {**data, "changed": False}, failure=_refusal(candidate, judged))
         _check_undisputed(defender)
-        promotion = _entered(candidate, stored, _why("promote", options.reason), forced=judged.forced)
+        why = _why("promote", options.reason)
+        promotion = _entered(candidate, stored, why, replaces=defender, forced=judged.forced)
     notes = _complete(promotion, settings)
     report = _done("promoted", promotion, notes)
     return Report(f"{judged.text}\n{report.text}", {**data, **report.data})
@@ -220,7 +227,6 @@ def _follow(settings: PromoteSettings) -> Report:
         if current and _is_same(current, named) and versions.is_intact(current.tag, current.digests):
             return Report(f"{current.tag} is MLflow's champion and promoted here", _data(current, changed=False))
         promotion = _import(named, "sync")
-        mark_settled(promotion)
         return _done("followed MLflow's champion:", promotion, _complete(promotion, settings))
 
 
@@ -302,9 +308,8 @@ def _chosen(options: Namespace) -> champion.ModelVersion:
     return candidate
 
 
-def _local_champion() -> champion.ModelVersion | None:
+def _local_champion(current: Promotion | None) -> champion.ModelVersion | None:
     """What this machine promoted, if MLflow names no champion but still knows the version."""
-    current = _current()
     if current is None:
         return None
     with contextlib.suppress(TrackingError):
@@ -336,17 +341,28 @@ def _import(version: champion.ModelVersion, why: str) -> Promotion:
     with versions.workbench() as bench:
         stored = _stored(version, bench)
         stored.bundle.check_golden()
-        return _entered(version, stored, why)
+        return _entered(version, stored, why, replaces=version)
 
 
-def _entered(version: champion.ModelVersion, stored: Stored, why: str, *, forced: bool = False) -> Promotion:
-    """Put a staged version into the store and move the pointer to it."""
+def _entered(
+    version: champion.ModelVersion,
+    stored: Stored,
+    why: str,
+    *,
+    replaces: champion.ModelVersion | None,
+    forced: bool = False,
+) -> Promotion:
+    """Put a staged version into the store and move the pointer to it.
+
+    `replaces` is the champion that MLflow names.
+    """
     failpoint("after-verify")
     if stored.folder != version_home(stored.tag):
         versions.install(stored.folder, stored.tag)
     facts = {"tag": stored.tag, "version": version.number, "run_id": version.run_id}
     target = Promotion.model_validate({**_origin(why), **facts, "digests": dict(stored.digests)})
-    promotion = _succeed(target, why, forced=forced)
+    before = [replaces.number] if replaces else []
+    promotion = _succeed(target, why, forced=forced, replaces=before)
     write_pointer(promotion)
     failpoint("after-history")
     return promotion
@@ -356,20 +372,23 @@ def _origin(why: str) -> dict[str, Any]:
     return {"since": now(), "by": whoami(), "why": why}
 
 
-def _succeed(target: Promotion, why: str, *, forced: bool = False) -> Promotion:
-    """The promotion of a version after what is promoted now."""
+def _succeed(target: Promotion, why: str, *, forced: bool = False, replaces: list[int] | None = None) -> Promotion:
+    """The promotion of a version after what is promoted now.
+
+    `replaces` is what MLflow's alias names; None: it was not asked, so what it may name is taken from here.
+    """
     current = _current()
-    changes: dict[str, Any] = {**_origin(why), "forced": forced, "previous": None, "replaces": []}
+    changes: dict[str, Any] = {**_origin(why), "forced": forced, "previous": None, "replaces": replaces or []}
     if current:
-        same = current.tag == target.tag
-        changes["previous"] = current.previous if same else current.tag
-        # What the alias may name now: this machine's last word, and if that never reached MLflow, what came before.
+        changes["previous"] = current.previous if current.tag == target.tag else current.tag
+    if current and replaces is None:
+        # This machine's last word; if that never reached MLflow, also what came before it.
         changes["replaces"] = [current.version, *([] if is_settled(current) else current.replaces)]
     return target.model_copy(update=changes)
 
 
 def _check_undisputed(defender: champion.ModelVersion | None) -> None:
-    """Refuse if another machine promoted while this one judged: the verdict compares with a champion of the past."""
+    """Refuse if another machine promoted while this one judged: the comparison is with a champion of the past."""
     named = champion.by_alias(champion.CHAMPION)
     if named and (defender is None or named.number != defender.number):
         raise PromotionRefused(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.columns import as_numbers
 from pipeline.errors import DataError
-from pipeline.schema import Schema, Violation, as_numbers, check_columns, violations
+from pipeline.schema import Schema, Violation, check_columns, violations
 
 
 @dataclass(frozen=True)

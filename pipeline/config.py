@@ -113,6 +113,17 @@ class ServeSettings(Settings):
     thresholds: Thresholds
 
 
+class ScoreSettings(Settings):
+    """``conf/score.yaml``: resources of batch scoring."""
+
+    batch_rows: int = Field(ge=1)
+    """Rows read, scored and written at a time."""
+    threads: int | None = Field(ge=1)
+    """Batches scored at once on this machine; null: one for each core."""
+    cluster: str | None
+    """Address of a Dask scheduler over which the batches are spread; null: this machine."""
+
+
 class PromoteSettings(Settings):
     """``conf/promote.yaml``: what a candidate must show before it is promoted."""
 

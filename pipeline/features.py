@@ -161,7 +161,9 @@ class FrameEncoder:
                 numbers[name] = np.where(np.abs(values) <= FLOAT32_MAX, values, np.nan)
             for name, values in numbers.items():
                 if name in vocabulary:
-                    matrix[:, vocabulary[name]] = values + 0.0
+                    matrix[:, vocabulary[name]] = values
+        # -0.0 becomes 0.0, as in DictVectorizer; here, because small negative numbers become -0.0 in float32.
+        matrix += np.float32(0)
 
     def _numbers(self, table: Table, name: str) -> npt.NDArray[np.float64]:
         column = pick(table, name)

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"error: {str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     print(json.dumps(report.data) if options.json else report.text)
     if report.failure:

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial
 from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
 
+from pipeline.cluster import available_cores
 from pipeline.config import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings
 from pipeline.evaluate import Band, Probabilities, bands, metrics
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
@@ -35,7 +36,7 @@ from pipeline.schema import Schema
 from pipeline.split import is_test_row
 from pipeline.tracking import TrialWriter, log_facts, parent_run, trial_writer
 from pipeline.tune import Best, finished_trials, open_study, search, study_inputs, study_name
-from pipeline.workers import available_cores, open_pool
+from pipeline.workers import open_pool
 
 NEXT = "make promote    (python -m pipeline promote)"
 

@@ -1,0 +1,53 @@
+"""The address of a Dask scheduler in, a client out whose workers run this very code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ClusterError
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """Connect to a running cluster, and send it this package.
+
+    Raises
+    ------
+    ClusterError
+        No scheduler answers there, or it has no workers.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
+    with client, tempfile.TemporaryDirectory() as folder:
+        if not client.nthreads():
+            raise ClusterError(
+                f"cluster.address {address}: the cluster has no workers; start `dask worker {address}`"
+            )
+        client.upload_file(_zipped_package(Path(folder)))
+        yield client
+
+
+def _zipped_package(folder: Path) -> str:
+    """Zip this package, so that the workers run the code of this process."""
+    package = Path(__file__).parent
+    archive = folder / "pipeline.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for source in sorted(package.glob("*.py")):
+            target.write(source, f"{package.name}/{source.name}")
+    return str(archive)

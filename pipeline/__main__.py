@@ -124,7 +124,6 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("--model", default="promoted", help="promoted, models:/… or runs:/…")
     add("--config", default="conf/score.yaml", metavar="PATH", help="file of the defaults")
     add("--threads", type=_optional(_positive), metavar="N", help="batches scored at once (conf: threads)")
-    add("--cluster", type=_optional(str), metavar="ADDRESS", help="Dask scheduler, tcp://HOST:PORT (conf: cluster)")
     add("--rejects", metavar="FILE", help="CSV of the rows that break the contract; default: OUTPUT.rejects.csv")
 
 

@@ -43,6 +43,25 @@ def connect(address: str) -> Iterator[Any]:
         yield client
 
 
+@contextmanager
+def cluster_failures() -> Iterator[None]:
+    """Turn what a cluster raises when it breaks off into one readable error.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler or too many workers went away.
+    """
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        yield
+    except (OSError, CancelledError, KilledWorker) as error:
+        raise ClusterError(
+            f"the cluster broke off ({type(error).__name__}); look at its log, and run again"
+        ) from None
+
+
 def _zipped_package(folder: Path) -> str:
     """Zip this package, so that the workers run the code of this process."""
     package = Path(__file__).parent

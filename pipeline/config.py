@@ -155,8 +155,8 @@ class ScoreSettings(Settings):
     """Rows read, scored and written at a time."""
     threads: int | None = Field(ge=1)
     """Batches scored at once on this machine; null: one for each core."""
-    cluster: str | None
-    """Address of a Dask scheduler over which the batches are spread; null: this machine."""
+    cluster: ClusterSettings | None
+    """Dask cluster over which the batches are spread; null: this machine."""
 
 
 class PromoteSettings(Settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class ParquetSource:
         done = 0
         with _readable(self._path):
             for file, keys in self._files:
-                # Not pyarrow's dataset scanner: it decodes whole row groups, 1M rows each by default, ahead of need.
+                # Not pyarrow's dataset scanner: it decodes whole row groups, 1M rows by default, ahead of need.
                 with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as parquet:
                     for rows in parquet.iter_batches(size):
                         yield Batch(self._aligned(rows, keys, file), np.arange(done + 1, done + len(rows) + 1))
@@ -156,7 +156,7 @@ class CsvSource:
         done = 0
         with _readable(self._path), self._reader(size * _CSV_BYTES_PER_ROW, strange) as reader:
             for rows in reader:
-                # The reader reports what it skips before it hands over the rows behind it, and possibly further ahead.
+                # What is skipped is reported before the rows behind it are handed over, some of it further ahead.
                 skipped = [row.number for row in strange]
                 numbers = np.arange(done + 1, done + len(rows) + len(skipped) + 1)
                 numbers = numbers[~np.isin(numbers, skipped)][: len(rows)]
@@ -251,20 +251,24 @@ def open_sink(path: Path, schema: pa.Schema) -> Iterator[Sink]:
         The name ends otherwise, the folder is absent, or the disk refuses.
     """
     if path.suffix not in {CSV, PARQUET}:
-        raise DataError(f"{path}: the name must end in {CSV} or {PARQUET}, received {path.suffix or 'no ending'!r}")
+        raise DataError(
+            f"{path}: the name must end in {CSV} or {PARQUET}, received {path.suffix or 'no ending'!r}"
+        )
     try:
         with _replacing(path) as temporary:
             sink: Sink = (CsvSink if path.suffix == CSV else ParquetSink)(temporary, schema)
             with closing(sink):
                 yield sink
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name a file in a writable folder") from None
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); name a file in a writable folder"
+        ) from None
     except pa.ArrowException as error:
         cure = f"leave the column out, or write {PARQUET}"
         raise DataError(f"{path}: a column cannot be written ({str(error).splitlines()[0]}); {cure}") from None
 
 
-def read_ahead(items: Iterator[ItemT]) -> Iterator[ItemT]:
+def read_ahead(items: Iterator[ItemT]) -> Generator[ItemT, None, None]:
     """Fetch the next item in a thread while the caller works on this one; Arrow and XGBoost release the GIL."""
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(next, items, None)

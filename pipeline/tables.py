@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,18 @@ def open_source(path: str | Path) -> Source:
     return source
 
 
+class Group(NamedTuple):
+    """A row group of a Parquet table: the smallest part that can be read by itself."""
+
+    file: int
+    """Position of the file in the table."""
+    position: int
+    """Position of the group in the file."""
+    first: int
+    """Rows of the table before it."""
+    rows: int
+
+
 class ParquetSource:
     """A Parquet file, or a folder of them read in the order of their paths; ``key=value`` folders are columns."""
 
@@ -109,19 +122,35 @@ class ParquetSource:
             (fragment.path, pyarrow.dataset.get_partition_keys(fragment.partition_expression))
             for fragment in dataset.get_fragments()
         ]
-        counts = [pyarrow.parquet.read_metadata(file).num_rows for file, _ in self._files]
-        self.count: int | None = sum(counts)
+        self.groups = tuple(self._groups())
+        """Every row group, in order."""
+        self.count: int | None = sum(group.rows for group in self.groups)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Read file after file, about `size` rows at a time."""
-        done = 0
+    def batches(self, size: int, groups: Sequence[Group] | None = None) -> Iterator[Batch]:
+        """Read file after file, about `size` rows at a time; only some row groups, if given, in their order."""
+        chosen = self.groups if groups is None else groups
         with _readable(self._path):
-            for file, keys in self._files:
-                # Not pyarrow's dataset scanner: it decodes whole row groups, 1M rows by default, ahead of need.
-                with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as parquet:
-                    for rows in parquet.iter_batches(size):
-                        yield Batch(self._aligned(rows, keys, file), np.arange(done + 1, done + len(rows) + 1))
-                        done += len(rows)
+            for position, members in groupby(chosen, key=lambda group: group.file):
+                yield from self._file_batches(position, list(members), size)
+
+    def _file_batches(self, position: int, groups: Sequence[Group], size: int) -> Iterator[Batch]:
+        file, keys = self._files[position]
+        numbers = np.concatenate([np.arange(group.first, group.first + group.rows) for group in groups]) + 1
+        done = 0
+        # Not pyarrow's dataset scanner: it decodes whole row groups, 1M rows by default, ahead of need.
+        with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as parquet:
+            for rows in parquet.iter_batches(size, row_groups=[group.position for group in groups]):
+                yield Batch(self._aligned(rows, keys, file), numbers[done : done + len(rows)])
+                done += len(rows)
+
+    def _groups(self) -> Iterator[Group]:
+        first = 0
+        for file, (path, _) in enumerate(self._files):
+            metadata = pyarrow.parquet.read_metadata(path)
+            for position in range(metadata.num_row_groups):
+                rows = metadata.row_group(position).num_rows
+                yield Group(file, position, first, rows)
+                first += rows
 
     def _aligned(self, rows: pa.RecordBatch, keys: Mapping[str, Any], file: str) -> pa.RecordBatch:
         if rows.schema.equals(self.schema):

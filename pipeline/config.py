@@ -102,6 +102,12 @@ class TrainSettings(Settings):
     """Parallel evaluations; null: one for each core."""
     cluster: ClusterSettings | None
     """Dask cluster to evaluate on; null: processes of this machine."""
+    search_rows: int = Field(ge=1)
+    """Rows to search on: a longer Parquet table is searched on a sample and streamed for the final fit."""
+    page_rows: int = Field(ge=1)
+    """Rows in memory at a time when a table is streamed."""
+    cache: str | None
+    """Folder for the pages of a streamed table; null: the system's folder for temporary files."""
     pruning: bool
     """Stop a trial that is worse than the median of the others after a fold."""
     study: str | None = Field(pattern=r"^[^\s/]+$")
@@ -174,6 +180,17 @@ class ApprovalSettings(Settings):
     """Lowest group's approval rate over the highest's; null: reported, never a reason to refuse."""
     group_rows: int = Field(ge=1)
     """Groups with fewer holdout rows are left out."""
+
+
+class ScoreSettings(Settings):
+    """``conf/score.yaml``: resources of batch scoring."""
+
+    batch_rows: int = Field(ge=1)
+    """Rows read, scored and written at a time."""
+    threads: int | None = Field(ge=1)
+    """Batches scored at once on this machine; null: one for each core."""
+    cluster: ClusterSettings | None
+    """Dask cluster over which the batches are spread; null: this machine."""
 
 
 class PromoteSettings(Settings):

@@ -168,7 +168,9 @@ def _explain(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
         return f"{where}: unknown key; allowed: {allowed}"
     if detail["type"] == "missing":
         return f"{where}: missing; {_description(model, detail['loc'])}"
-    return f"{where or 'the file'}: {detail['msg']}, received {detail['input']!r}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    received = "" if isinstance(detail["input"], dict) else f", received {detail['input']!r}"
+    return f"{where or 'the file'}: {message}{received}"
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

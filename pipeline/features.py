@@ -68,7 +68,8 @@ def feature_names_digest(vectorizer: DictVectorizer) -> str:
 def monotone_constraints(schema: Schema, vectorizer: DictVectorizer) -> tuple[int, ...]:
     """XGBoost's ``monotone_constraints`` in column order: 1 increasing, -1 decreasing, 0 free."""
     signs = {"increasing": 1, "decreasing": -1, None: 0}
-    directions = {name: item.monotone for name, item in {**schema.features, **schema.ratios}.items()}
+    directions = {name: field.monotone for name, field in schema.features.items()}
+    directions |= {name: ratio.monotone for name, ratio in schema.ratios.items()}
     return tuple(signs[directions.get(name)] for name in vectorizer.feature_names_)
 
 

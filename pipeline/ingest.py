@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import DataError
-from pipeline.schema import Schema, as_numbers, check_columns, violations
+from pipeline.schema import Schema, Violation, as_numbers, check_columns, violations
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,9 @@ def _check(table: pd.DataFrame, schema: Schema, source: str) -> None:
     problems = [str(problem) for problem in violations(table, schema)]
     target = schema.target
     labels = table[target.name]
-    strange = ~labels.isin([target.negative, target.positive])
+    strange = ~labels.isin([target.negative, target.positive]).to_numpy(dtype=bool)
     if strange.any():
-        first = ", ".join(str(position + 1) for position in strange.to_numpy().nonzero()[0][:5])
-        problems.append(
-            f"{target.name}: must be {target.negative} or {target.positive}: {int(strange.sum())} rows, "
-            f"first at {first}"
-        )
+        problems.append(str(Violation(target.name, f"must be {target.negative} or {target.positive}", strange)))
     elif labels.nunique() < 2:
         problems.append(f"{target.name}: both labels must occur, received {len(labels)} rows with one or none")
     if problems:

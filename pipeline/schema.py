@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,11 @@ class Field(Settings):
     def is_numeric(self) -> bool:
         """Whether the values are numbers."""
         return self.kind != "category"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest accepted number, inclusive."""
+        return (-math.inf if self.min is None else self.min, math.inf if self.max is None else self.max)
 
     @model_validator(mode="after")
     def _is_coherent(self) -> Self:
@@ -135,7 +141,7 @@ class Schema(Settings):
     name: str
     target: Target
     fields: dict[str, Field]
-    ratios: dict[str, Ratio] = {}
+    ratios: dict[str, Ratio] = PydanticField(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_coherent(self) -> Self:
@@ -168,7 +174,7 @@ class Schema(Settings):
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
     def document(self) -> dict[str, Any]:
-        """The contract as plain values, the form in which it travels with a model."""
+        """Give the contract as plain values, the form in which it travels with a model."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def example(self) -> dict[str, Any]:
@@ -177,7 +183,7 @@ class Schema(Settings):
 
     def labels(self, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
         """Labels of a validated frame: shape (n,), float32, 1 = `target.positive`."""
-        return (frame[self.target.name] == self.target.positive).to_numpy(dtype=np.float32)
+        return np.asarray(frame[self.target.name] == self.target.positive, dtype=np.float32)
 
     @cached_property
     def request_model(self) -> type[BaseModel]:
@@ -185,8 +191,7 @@ class Schema(Settings):
         definitions: dict[str, Any] = {
             name: (_annotation(field), None if field.optional else ...) for name, field in self.fields.items()
         }
-        config = ConfigDict(**_REQUEST_CONFIG, title="Application")
-        return create_model("Application", __config__=config, **definitions)
+        return create_model("Application", __config__=_REQUEST_CONFIG, **definitions)
 
     @cached_property
     def request_adapter(self) -> TypeAdapter[dict[str, Any]]:
@@ -196,7 +201,8 @@ class Schema(Settings):
     @cached_property
     def batch_adapter(self) -> TypeAdapter[list[dict[str, Any]]]:
         """The validator of a JSON array of applications."""
-        return TypeAdapter(list[self._typed_dict()])  # type: ignore[misc]
+        application = self._typed_dict()
+        return TypeAdapter(list[application])  # type: ignore[valid-type]
 
     def _typed_dict(self) -> Any:
         keys = {
@@ -204,17 +210,12 @@ class Schema(Settings):
             for name, field in self.fields.items()
         }
         # TypedDict's functional form takes its keys at run time; type checkers know only the literal one.
-        application = cast(Any, TypedDict)("Application", keys)
-        application.__pydantic_config__ = ConfigDict(**_REQUEST_CONFIG)
+        application = cast("Any", TypedDict)("Application", keys)
+        application.__pydantic_config__ = _REQUEST_CONFIG
         return application
 
 
-_REQUEST_CONFIG: dict[str, Any] = {
-    "extra": "forbid",
-    "strict": True,
-    "allow_inf_nan": False,
-    "hide_input_in_errors": True,
-}
+_REQUEST_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 def _annotation(field: Field) -> Any:
@@ -313,7 +314,7 @@ def _numeric_violations(column: pd.Series[Any], field: Field) -> Iterator[tuple[
     if not field.optional:
         yield "must not be missing", empty
     yield "must be a number", ~empty & ~numeric
-    low, high = field.min, field.max
+    low, high = field.bounds
     yield f"must be in [{low:g}, {high:g}]", numeric & ((values < low) | (values > high))
     if field.kind == "integer":
         yield "must be a whole number", numeric & np.isfinite(values) & (values != np.floor(values))

@@ -35,12 +35,12 @@ def is_test_row(frame: pd.DataFrame, schema: Schema, seed: int, share: float) ->
     content = frame.reindex(columns=list(schema.fields))
     hashes = pd.util.hash_pandas_object(content, index=False, hash_key=f"{seed:016d}"[-16:])
     # String columns use the key; numbers are hashed without one: mix the seed into the result.
-    mixed = _mix(hashes.to_numpy(dtype=np.uint64), seed)
+    mixed = _mix(np.asarray(hashes, dtype=np.uint64), seed)
     return mixed / _FULL < share
 
 
 def _mix(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """Finalizer of SplitMix64 (Steele, Lea, Flood 2014) over hash + seed."""
+    """Spread hash + seed over 64 bits by the finalizer of SplitMix64 (Steele, Lea, Flood 2014)."""
     with np.errstate(over="ignore"):
         z = hashes + np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

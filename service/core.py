@@ -42,7 +42,9 @@ class Version:
     and the version lives as long as its last request.
     """
 
-    def __init__(self, model: ServedModel, answer: Callable[[ServedModel, Sequence[Case]], list[bytes]], rows: int):
+    def __init__(
+        self, model: ServedModel, answer: Callable[[ServedModel, Sequence[Case]], list[bytes]], rows: int
+    ):
         self.model = model
         self.batcher: MicroBatcher[Case, bytes] = MicroBatcher(lambda cases: answer(model, cases), rows)
 

@@ -1,4 +1,4 @@
-"""A small MLflow registry with good and bad models, and machines that promote from it: for tests and benchmarks."""
+"""A small MLflow registry of good and bad models, and machines that promote from it: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_registry(folder: Path, schema: Schema, frame: pd.DataFrame) -> Path:
         for seed, rounds in ((GOOD, 60), (BETTER, 90), (THIRD, 75)):
             _log(schema, frame, seed, rounds)
         _log(schema, frame, SHUFFLED, 60, shuffle=True)
-        _log(schema, frame, SWAPPED, 60, swap=("price", "seniority"))
+        _log(schema, frame, SWAPPED, 60, swap=("amount", "price"))
         _log(_without(schema, "debt"), frame, NARROWER, 60)
         MlflowClient().set_registered_model_alias(MODEL_NAME, CANDIDATE, str(GOOD))
     finally:
@@ -145,6 +145,21 @@ class Machine:
         except mlflow.MlflowException:
             return None
 
+    def copy(self, folder: Path) -> Machine:
+        """Another machine in the same state, with a tracking database of its own."""
+        shutil.copytree(self.home, folder / "home")
+        shutil.copy(self.tracking.removeprefix("sqlite:///"), folder / "mlflow.db")
+        return Machine(folder / "home", f"sqlite:///{folder}/mlflow.db")
+
+    def folder(self, version: int) -> Path:
+        """Folder of a stored version."""
+        return self.models / f"v{version}"
+
+    def history(self) -> list[int]:
+        """The versions promoted, in order, as the history's whole lines tell."""
+        lines = (self.models / "history.jsonl").read_text().splitlines()
+        return [json.loads(line)["version"] for line in lines]
+
     def on(self, tracking: str) -> Machine:
         """The same machine, asking another MLflow."""
         return Machine(self.home, tracking)
@@ -219,15 +234,14 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
     for descriptor, ending in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", closefd=False)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     code = main(list(arguments))
     sys.stdout.flush()
     sys.exit(code)
 
 
-def copy_tracking(database: Path, folder: Path) -> str:
-    """A tracking store of one's own: the database is copied, the models' files are shared."""
-    folder.mkdir(parents=True, exist_ok=True)
+def new_machine(folder: Path, database: Path) -> Machine:
+    """A machine with an empty store and a tracking database of its own; the models' files are shared."""
     shutil.copy(database, folder / "mlflow.db")
-    return f"sqlite:///{folder}/mlflow.db"
+    return Machine(folder / "home", f"sqlite:///{folder}/mlflow.db")

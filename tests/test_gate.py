@@ -15,11 +15,13 @@ from pipeline.gate import Evidence, Verdict, _weighted_auc, judge, schema_change
 from pipeline.schema import Schema
 
 PROJECT = Path(__file__).parent.parent
-SETTINGS = PromoteSettings.load(PROJECT / "conf/promote.yaml")
+SHIPPED = PromoteSettings.load(PROJECT / "conf/promote.yaml")
+FEWER = SHIPPED.against_champion.model_copy(update={"resamples": 200})
+SETTINGS = SHIPPED.model_copy(update={"against_champion": FEWER})
 THRESHOLDS = Thresholds(maybe_above=0.3, declined_above=0.5)
 
 
-def draw(rows: int = 4000, seed: int = 0) -> tuple[Any, Any]:
+def draw(rows: int = 2000, seed: int = 0) -> tuple[Any, Any]:
     """Labels drawn from known probabilities: a calibrated model with an AUC of .86."""
     generator = np.random.default_rng(seed)
     probabilities = 1 / (1 + np.exp(-generator.normal(-1.2, 2, rows)))

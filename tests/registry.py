@@ -90,7 +90,7 @@ def _log(
         "max_depth": 3,
         "subsample": 0.7,
         "seed": seed,
-        "nthread": 2,
+        "nthread": 1,
         "monotone_constraints": tuple(directions),
     }
     booster = xgb.train(parameters, xgb.DMatrix(matrix, label=labels), rounds)

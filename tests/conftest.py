@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pandas as pd
@@ -19,6 +20,9 @@ import pytest
 
 from pipeline.ingest import ingest
 from pipeline.schema import Schema
+
+if TYPE_CHECKING:
+    from tests.registry import Machine
 
 PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "data/credit_risk.csv"
@@ -132,3 +136,39 @@ def served(promoted: Project) -> Iterator[str]:
     """Address of the service that answers with the promoted version."""
     with promoted.serve() as url:
         yield url
+
+
+# A registry of good and bad models, and machines that promote from it (see tests/registry.py).
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory, schema: Schema, applications: pd.DataFrame) -> Path:
+    """SQLite file of a tracking store that holds the versions of `tests.registry`."""
+    from tests.registry import make_registry  # mlflow: seconds that other tests do not need
+
+    return make_registry(tmp_path_factory.mktemp("registry"), schema, applications)
+
+
+@pytest.fixture(scope="session")
+def first_promoted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine on which the first good version is promoted; tests take copies."""
+    from tests.registry import new_machine
+
+    machine = new_machine(tmp_path_factory.mktemp("first"), registry)
+    done = machine.run("promote", "--version", "1")
+    assert done.code == 0, done.err
+    return machine
+
+
+@pytest.fixture
+def machine(registry: Path, tmp_path: Path) -> Machine:
+    """A machine on which nothing is promoted."""
+    from tests.registry import new_machine
+
+    return new_machine(tmp_path, registry)
+
+
+@pytest.fixture
+def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
+    """A machine on which the first good version is promoted."""
+    return first_promoted.copy(tmp_path)

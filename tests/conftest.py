@@ -131,3 +131,17 @@ def served(promoted: Project) -> Iterator[str]:
     """Address of the service that answers with the promoted version."""
     with promoted.serve() as url:
         yield url
+
+
+# A Dask cluster of two processes on this machine, for what runs on one.
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a scheduler with two workers of one thread each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
+    ) as cluster:
+        yield cluster.scheduler_address

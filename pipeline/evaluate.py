@@ -79,7 +79,7 @@ def bands(labels: Labels, probabilities: Probabilities, thresholds: Thresholds) 
 
 
 def auc(labels: Labels, probabilities: Probabilities) -> float:
-    """Area under the ROC curve: the chance that a default scores above a repaid loan, ties half (Mann-Whitney U)."""
+    """Area under the ROC curve: the chance that a default scores above a repaid loan; ties count half."""
     _, position, count = np.unique(probabilities, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[position]
     bad = labels > 0

@@ -18,7 +18,7 @@ GOOD, BAD, MUTED = "#2c7fb8", "#d95f0e", "#8c8c8c"
 """Repaid, defaulted, and whatever is only there to compare with. Told apart by the colour-blind, too."""
 
 _TOP = 15
-_BASELINE = {"color": MUTED, "linestyle": "--", "linewidth": 1}
+_BASELINE: dict[str, Any] = {"color": MUTED, "linestyle": "--", "linewidth": 1}
 
 
 def performance_figures(labels: Labels, probabilities: Probabilities, thresholds: Thresholds) -> dict[str, Figure]:
@@ -148,8 +148,8 @@ def _scores(labels: Labels, probabilities: Probabilities, thresholds: Thresholds
     figure, axes = _axes("Scores of repaid and of defaulted loans", "probability of default", "applicants")
     edges = np.linspace(0, 1, 41)
     axes.hist(
-        [probabilities[labels == 0], probabilities[labels > 0]], bins=edges.tolist(), color=[GOOD, BAD], stacked=True,
-        label=["repaid", "defaulted"],
+        [probabilities[labels == 0], probabilities[labels > 0]], bins=edges.tolist(), stacked=True,
+        color=[GOOD, BAD], label=["repaid", "defaulted"],
     )  # fmt: skip
     top = axes.get_ylim()[1] * 1.12
     axes.set_ylim(0, top)

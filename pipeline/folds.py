@@ -149,8 +149,8 @@ class FoldSet:
         )
         rounds = booster.best_iteration + 1 if stopping else self.settings.max_rounds
         probabilities = booster.predict(fold.valid, iteration_range=(0, rounds))
-        scores = (score(fold.labels, probabilities) for score in (log_loss, auc, brier, ks))
-        return FoldScore(*scores, rounds)
+        quality = [score(fold.labels, probabilities) for score in (log_loss, auc, brier, ks)]
+        return FoldScore._make([*quality, rounds])
 
 
 class _Fold(NamedTuple):

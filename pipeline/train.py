@@ -37,7 +37,7 @@ from pipeline.schema import Schema
 from pipeline.split import is_test_row
 from pipeline.stream import Survey, frame_digest
 from pipeline.tracking import TrialWriter, log_facts, parent_run, trial_writer
-from pipeline.tune import Best, finished_trials, open_study, search, study_inputs, study_name
+from pipeline.tune import Best, best_of, finished_trials, open_study, search, study_inputs, study_name
 from pipeline.workers import open_pool
 
 NEXT = "make promote    (python -m pipeline promote)"
@@ -219,7 +219,7 @@ def _search(study: optuna.Study, settings: TrainSettings, prepared: Prepared, wr
     folds = FoldSet(prepared.train.matrix, prepared.train.labels, fold_settings(settings, prepared))
     finished = finished_trials(study)
     if len(finished) >= settings.trials:
-        return search(study, None, settings, writer.put)
+        return best_of(study)
     with (
         open_pool(folds, settings.workers, settings.cluster) as pool,
         _progress(settings.trials, finished) as show,
@@ -257,7 +257,7 @@ def _log_inputs(settings: TrainSettings, prepared: Prepared, config: str) -> Non
     for context, side in (("training", prepared.train), ("holdout", prepared.test)):
         dataset = mlflow.data.from_pandas(
             side.frame,
-            source=str(Path(settings.data).resolve()),
+            source=Path(settings.data).resolve().as_uri(),
             targets=prepared.schema.target.name,
             name=prepared.schema.name,
             digest=frame_digest(side.frame),
@@ -335,9 +335,8 @@ def _importances(study: optuna.Study) -> dict[str, float]:
     varied = {tuple(trial.params.values()) for trial in finished_trials(study)}
     if len(varied) < 4:
         return {}  # too few to tell one parameter from another
-    return optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-    )
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def _report(
@@ -376,7 +375,8 @@ def _lines(outcome: Outcome, data: dict[str, Any]) -> list[str]:
         f"{'':12}{'AUC':>8}{'Gini':>8}{'KS':>8}{'Brier':>8}{'log loss':>10}{'slope':>8}{'ECE':>8}",
         f"{'test':12}{test['auc']:8.4f}{test['gini']:8.4f}{test['ks']:8.4f}{test['brier']:8.4f}"
         f"{test['log_loss']:10.4f}{test['calibration_slope']:8.3f}{test['ece']:8.4f}",
-        f"{'folds':12}{cv['auc']:8.4f}{2 * cv['auc'] - 1:8.4f}{cv['ks']:8.4f}{cv['brier']:8.4f}{cv['log_loss']:10.4f}",
+        f"{'folds':12}{cv['auc']:8.4f}{2 * cv['auc'] - 1:8.4f}{cv['ks']:8.4f}{cv['brier']:8.4f}"
+        f"{cv['log_loss']:10.4f}",
         f"{'decisions':12}{shares}",
         f"{'study':12}{data['study']}: trial {data['best_trial']} of {data['trials']}, {data['rounds']} rounds",
         f"{'run':12}{data['run_id']}",

@@ -123,7 +123,7 @@ def search(
     ClusterError
         An evaluation failed, or lost its worker too often.
     """
-    space = {name: _distribution(allowed) for name, allowed in settings.search_space.items()}
+    space = {str(name): _distribution(allowed) for name, allowed in settings.search_space.items()}
     running: dict[Future[Timed], Trial] = {}
     finished = len(finished_trials(study))
     while finished < settings.trials:
@@ -139,7 +139,7 @@ def search(
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count, by number."""
-    return study.get_trials(deepcopy=False, states=FINISHED)
+    return list(study.get_trials(deepcopy=False, states=FINISHED))
 
 
 def best_of(study: optuna.Study) -> Best:
@@ -236,7 +236,7 @@ def _tell(study: optuna.Study, trial: Trial, future: Future[Timed]) -> FrozenTri
 
 
 def _bars(study: optuna.Study, settings: TrainSettings) -> Sequence[float]:
-    """Median, over the finished trials, of the mean log loss up to each fold but the last (Golovin et al., 2017)."""
+    """Median over the finished trials of the mean log loss up to each fold but the last (Golovin et al., 2017)."""
     trials = [evaluation_of(trial).folds for trial in finished_trials(study)]
     if len(trials) < _TRIALS_BEFORE_PRUNING:
         return ()

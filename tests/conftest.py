@@ -172,3 +172,17 @@ def machine(registry: Path, tmp_path: Path) -> Machine:
 def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
     """A machine on which the first good version is promoted."""
     return first_promoted.copy(tmp_path)
+
+
+# A Dask cluster of two processes on this machine, for what runs on one.
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a scheduler with two workers of one thread each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
+    ) as cluster:
+        yield cluster.scheduler_address

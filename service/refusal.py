@@ -18,7 +18,7 @@ Header = tuple[bytes, bytes]
 Detail = dict[str, Any]
 
 
-class Refusal(Exception):  # noqa: N818 - not an error of the program: an answer
+class Refusal(Exception):
     """An answer other than 200.
 
     Parameters
@@ -78,5 +78,3 @@ def _shortened(part: str | int) -> str | int:
     if isinstance(part, int) or len(part) <= _LONGEST_KEY:
         return part
     return part[:_LONGEST_KEY] + "…"
-
-

@@ -141,7 +141,11 @@ class Server:
 
 @contextmanager
 def serving(
-    folder: Path, *, environment: Mapping[str, str] | None = None, ready: bool = True, arguments: Sequence[str] = ()
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ready: bool = True,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run ``bentoml serve`` in the project's folder over ``$BENTOML_HOME`` until the block ends.
 

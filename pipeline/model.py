@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import skops.io
 import xgboost as xgb
 import yaml
 from sklearn.feature_extraction import DictVectorizer
@@ -115,6 +114,27 @@ def load_parts(uri: str) -> Parts:
     return read_parts(folder / "artifacts")
 
 
+def pinned(uri: str) -> str:
+    """Name a model exactly: an alias becomes the version that it stands for now.
+
+    Raises
+    ------
+    TrackingError
+        There is no such alias, or MLflow cannot be reached.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not uri.startswith("models:/") or not at:
+        return uri
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise TrackingError(f"{uri}: cannot be found ({reason}); name a model that is registered") from None
+
+
 def signature(schema: Schema) -> Any:
     """MLflow signature of the model: the contract's fields in, one probability of default a row out.
 
@@ -132,6 +152,8 @@ def signature(schema: Schema) -> Any:
 
 def write_parts(folder: Path, parts: Parts) -> None:
     """Write the three files of a model into a folder."""
+    import skops.io  # costs two seconds, which reading the names above must not pay
+
     parts.booster.save_model(folder / FILES[BOOSTER])
     skops.io.dump(parts.vectorizer, folder / FILES[VECTORIZER])
     document = yaml.safe_dump(parts.schema.document(), sort_keys=False, allow_unicode=True)
@@ -140,6 +162,8 @@ def write_parts(folder: Path, parts: Parts) -> None:
 
 def read_parts(folder: Path) -> Parts:
     """Read the three files of a model; skops admits no type beyond scikit-learn's and numpy's own."""
+    import skops.io
+
     schema = load_schema(yaml.safe_load((folder / FILES[SCHEMA]).read_text(encoding="utf-8")))
     return Parts(
         xgb.Booster(model_file=folder / FILES[BOOSTER]), skops.io.load(folder / FILES[VECTORIZER]), schema

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
 
@@ -24,3 +34,101 @@ def schema() -> Schema:
 def applications(schema: Schema) -> pd.DataFrame:
     """The shipped data, validated."""
     return ingest(DATA, schema).frame
+
+
+# The journey as a user makes it: a copy of the project, a real training, a promotion and a running service.
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project with state of its own: MLflow store, studies and BentoML store below `folder`."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, *command: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy, as a user would in the activated environment."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def pipeline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m pipeline``."""
+        return self.run("python", "-m", "pipeline", *arguments, check=check)
+
+    @contextmanager
+    def serve(self, **env: str) -> Iterator[str]:
+        """Run plain ``bentoml serve`` until the block ends; yields its address once it is live."""
+        port = free_port()
+        log = self.folder / f"serve-{port}.log"
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                ["bentoml", "serve", "--port", str(port)],
+                cwd=self.folder,
+                env={**self.env, **env},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_live(url, server, log)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_live(url: str, server: subprocess.Popen[bytes], log: Path, path: str = "/livez") -> None:
+    """Wait for a service to answer; its log is the message when it does not."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        with suppress(httpx.TransportError):
+            if httpx.get(url + path, timeout=2).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no service at {url}:\n{log.read_text()}")
+
+
+def copy_project(folder: Path) -> Project:
+    """Copy what the project consists of; state is made anew below `folder`."""
+    for name in ("pipeline", "service", "conf", "data"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock"):
+        shutil.copy(PROJECT / name, folder / name)
+    settings = ("MLFLOW_", "BENTOML_", "CREDIT_RISK_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    env["BENTOML_HOME"] = str(folder / "bentoml")
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+    return Project(folder, env)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project trained by the real ``mlflow run``."""
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    local = ("--env-manager", "local", "--experiment-name", "credit_risk")
+    project.run("mlflow", "run", ".", *local, "-P", "trials=3")
+    return project
+
+
+@pytest.fixture(scope="session")
+def promoted(trained: Project) -> Project:
+    """The trained project with its candidate promoted."""
+    trained.pipeline("promote")
+    return trained
+
+
+@pytest.fixture(scope="session")
+def served(promoted: Project) -> Iterator[str]:
+    """Address of the service that answers with the promoted version."""
+    with promoted.serve() as url:
+        yield url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +16,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.features import FrameEncoder, Matrix, RowEncoder, feature_dict, make_vectorizer
 from pipeline.schema import Field, Schema
-from tests.conftest import PROJECT
+from tests.conftest import DATA, PROJECT, Project
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 VECTORIZER = make_vectorizer(SCHEMA)
@@ -104,3 +105,28 @@ def test_marital_status_does_not_enter_the_model() -> None:
     assert not any("marital" in name for name in VECTORIZER.feature_names_)
     single, married = ({**SCHEMA.example(), "marital": value} for value in ("single", "married"))
     assert_same_bits(reference([single]), reference([married]))
+
+
+def test_mlflow_bentoml_and_http_agree_on_every_row(promoted: Project, served: str) -> None:
+    """The version in MLflow, the one in the BentoML store and the one that answers give the same probabilities."""
+    code = """
+import sys, numpy as np, pandas as pd, mlflow, bentoml, xgboost
+from pipeline.features import FrameEncoder
+from pipeline.schema import load_schema
+rows = pd.read_csv("data/credit_risk.csv")
+tracked = mlflow.pyfunc.load_model("models:/credit_risk_model@champion").predict(rows)
+stored = bentoml.xgboost.get("credit_risk_model:v1")
+booster, objects = bentoml.xgboost.load_model(stored), stored.custom_objects
+encoder = FrameEncoder(load_schema(objects["schema"]), objects["DictVectorizer"])
+np.savez("parity.npz", tracked=tracked, stored=booster.inplace_predict(encoder.transform(rows)))
+"""
+    promoted.run("python", "-c", code)
+    found = np.load(promoted.folder / "parity.npz")
+    rows = json.loads(pd.read_csv(DATA).drop(columns="status").to_json(orient="records"))
+    answers = httpx.post(f"{served}/classify_batch", json=rows, timeout=60).json()
+    single = [httpx.post(f"{served}/classify", json=row).json()["probability"] for row in rows[::50]]
+    batch = np.array([answer["probability"] for answer in answers])
+    assert len(batch) == len(rows) == len(found["tracked"])
+    np.testing.assert_allclose(found["stored"], found["tracked"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(batch, found["tracked"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(single, found["tracked"][::50], rtol=0, atol=1e-6)

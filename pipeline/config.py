@@ -25,7 +25,7 @@ MODEL_NAME = "credit_risk_model"
 
 
 DECISION_FILE = "decisions-{}.jsonl"
-"""Name of a file of the decision log; the placeholder holds the worker's number, and its own once it is rotated."""
+"""Name of a file of the decision log: the placeholder holds the worker's number and, once rotated, the file's."""
 
 
 class Settings(BaseModel):
@@ -284,7 +284,7 @@ class PromoteSettings(Settings):
 
 
 def conf_folder() -> Path:
-    """Folder of the configuration of a process that may run anywhere: ``$CREDIT_RISK_CONF``, else the project's."""
+    """Folder of the configuration, wherever a process runs: ``$CREDIT_RISK_CONF``, else the project's."""
     return Path(os.environ.get(CONF_VARIABLE) or Path(__file__).parent.parent / CONF)
 
 

@@ -1,4 +1,4 @@
-"""The service that answers with the promoted version: ``bentoml serve service:svc``, or plain ``bentoml serve``."""
+"""The service that answers with the promoted version: ``bentoml serve service:svc`` or plain ``bentoml serve``."""
 
 from service.app import svc
 

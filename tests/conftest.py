@@ -13,13 +13,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from typing import Any
 
 import httpx
 import pandas as pd
 import pytest
 
 from pipeline.ingest import ingest
+from pipeline.pointer import Promotion
 from pipeline.schema import Schema
+from service.core import Core
+from tests import serving
 
 if TYPE_CHECKING:
     from tests.registry import Machine
@@ -186,3 +190,78 @@ def scheduler() -> Iterator[str]:
         n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
     ) as cluster:
         yield cluster.scheduler_address
+
+
+# Serving: a store filled in milliseconds, and running servers that many tests share.
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Coroutine tests (marked ``anyio``) run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def rows(applications: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
+    """The shipped data as request bodies."""
+    return serving.rows_of(applications, schema)
+
+
+@pytest.fixture(scope="session")
+def filled_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    applications: pd.DataFrame,
+    schema: Schema,
+    rows: list[dict[str, Any]],
+) -> tuple[Path, dict[int, Promotion]]:
+    """A store's folder to be copied, and what is in it."""
+    home = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(home))
+        promotions = {}
+        for version in (1, 2):
+            booster, vectorizer = serving.quick_booster(applications, schema, seed=version)
+            promotions[version] = serving.put_in_store(version, booster, vectorizer, schema, rows[:20])
+    return home, promotions
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled_store: tuple[Path, dict[int, Promotion]]
+) -> serving.Store:
+    """A store of this test's own, with versions 1 and 2 and nothing promoted."""
+    source, promotions = filled_store
+    shutil.copytree(source, tmp_path / "bentoml")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    return serving.Store(promotions)
+
+
+@pytest.fixture(scope="session")
+def core(filled_store: tuple[Path, dict[int, Promotion]], tmp_path_factory: pytest.TempPathFactory) -> Core:
+    """The service's core over version 1, in this process; tests that share it must not promote."""
+    source, promotions = filled_store
+    home = tmp_path_factory.mktemp("core") / "bentoml"
+    shutil.copytree(source, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(home))
+        serving.Store(promotions).promote(1)
+        core = serving.make_core()
+        core.start()
+    return core
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, filled_store: tuple[Path, dict[int, Promotion]]
+) -> Iterator[serving.Server]:
+    """A running service with one worker over version 1; tests that share it must not promote."""
+    folder = tmp_path_factory.mktemp("server")
+    source, promotions = filled_store
+    shutil.copytree(source, folder / "bentoml")
+    conf = serving.changed_conf(folder, workers=1, decision_log__flush_seconds=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
+        patch.setenv("CREDIT_RISK_CONF", str(conf))
+        serving.Store(promotions).promote(1)
+        with serving.serving(folder) as running:
+            yield running

@@ -1,4 +1,4 @@
-"""A temporary project state: an MLflow store and a BentoML home of their own, with trained and promoted versions."""
+"""A temporary state of the project: MLflow store and BentoML home, with trained and promoted versions."""
 
 from __future__ import annotations
 

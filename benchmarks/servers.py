@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 PROJECT = Path(__file__).resolve().parent.parent
 BINARIES = Path(sys.executable).parent
@@ -119,26 +119,20 @@ def _becomes_ready(process: subprocess.Popen[bytes], address: str) -> bool:
     end = monotonic() + START_LIMIT
     with httpx.Client(timeout=5) as client:
         while process.poll() is None and monotonic() < end:
-            try:
+            with suppress(httpx.HTTPError):
                 if client.get(address).status_code == httpx.codes.OK:
                     return True
-            except httpx.HTTPError:
-                pass
             sleep(0.02)
     return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        pass
     # Some of the peers leave children behind; the group is ours alone.
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

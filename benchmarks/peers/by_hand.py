@@ -1,4 +1,4 @@
-"""One application in, the mapping that DictVectorizer takes out: what someone writes by hand for this one table."""
+"""One application in, the mapping that DictVectorizer takes out, written by hand for this one table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def features(application: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def status(probability: float) -> str:
-    """Decide on a probability of default in [0, 1] by the thresholds of ``conf/serve.yaml``, written into the code."""
+    """Decide on a probability of default in [0, 1]; the thresholds are written into the code."""
     if probability > 0.5:
         return "DECLINED"
     return "MAYBE" if probability > 0.3 else "APPROVED"

@@ -87,12 +87,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_live(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_live(url: str, server: subprocess.Popen[bytes], log: Path, path: str = "/livez") -> None:
     """Wait for a service to answer; its log is the message when it does not."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/livez", timeout=2).status_code == 200:
+            if httpx.get(url + path, timeout=2).status_code == 200:
                 return
         time.sleep(0.05)
     raise AssertionError(f"no service at {url}:\n{log.read_text()}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx
 
 from tests.conftest import Project, copy_project
 
 APPLICANT = {
-    "seniority": 3, "home": "owner", "time": 36, "age": 26, "marital": "single", "records": "no", "job": "freelance",
-    "expenses": 35, "income": 0.0, "assets": 60000.0, "debt": 3000.0, "amount": 800, "price": 1000,
+    "seniority": 3, "home": "owner", "time": 36, "age": 26, "marital": "single", "records": "no",
+    "job": "freelance", "expenses": 35, "income": 0.0, "assets": 60000.0, "debt": 3000.0, "amount": 800, "price": 1000,
 }  # fmt: skip
 
 
@@ -31,10 +32,12 @@ import json, mlflow
 client = mlflow.MlflowClient()
 champion = client.get_model_version_by_alias("credit_risk_model", "champion")
 parent = client.get_run(champion.run_id)
-children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{champion.run_id}'")
+candidate = client.get_model_version_by_alias("credit_risk_model", "candidate")
+below = f"tags.mlflow.parentRunId = '{champion.run_id}'"
+children = client.search_runs([parent.info.experiment_id], below)
 print(json.dumps({
-    "version": champion.version, "status": parent.info.status, "children": [child.info.status for child in children],
-    "metrics": parent.data.metrics, "candidate": client.get_model_version_by_alias("credit_risk_model", "candidate").version,
+    "version": champion.version, "candidate": candidate.version, "status": parent.info.status,
+    "children": [child.info.status for child in children], "metrics": parent.data.metrics,
 }))
 """
     found = json.loads(promoted.run("python", "-c", code).stdout.splitlines()[-1])
@@ -49,8 +52,8 @@ def test_no_pickle_in_mlflow_artifacts(trained: Project) -> None:
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib"))]
 
 
-def test_service_without_a_promotion_says_what_to_run(tmp_path_factory) -> None:
-    project = copy_project(tmp_path_factory.mktemp("untrained"))
+def test_service_without_a_promotion_says_what_to_run(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
     with project.serve() as url:
         assert httpx.get(f"{url}/readyz").status_code == 503
         answer = httpx.post(f"{url}/classify", json=APPLICANT)

@@ -49,7 +49,8 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     code = (
         "import sys\nfrom pipeline.__main__ import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-        "print('HEAVY', sorted({'mlflow', 'bentoml', 'optuna', 'xgboost', 'pandas', 'sklearn'} & set(sys.modules)))"
+        "heavy = {'mlflow', 'bentoml', 'optuna', 'xgboost', 'pandas', 'sklearn'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],

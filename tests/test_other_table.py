@@ -16,7 +16,7 @@ CONTRACT = """
 name: leasing
 target: {name: returned_damaged, negative: 0, positive: 1}
 fields:
-  mileage: {kind: number, unit: km, min: 0, max: 500000, monotone: increasing, description: Driven., example: 30000}
+  mileage: {kind: number, unit: km, min: 0, max: 500000, monotone: increasing, description: Use, example: 30000}
   months: {kind: integer, min: 1, max: 96, description: Age of the car., example: 24}
   fuel: {kind: category, categories: [petrol, diesel, electric], description: Fuel., example: diesel}
   deposit: {kind: number, min: -1, max: 9999, optional: true, missing: [-1], description: Paid., example: 500}

@@ -1,0 +1,68 @@
+"""The pages that people open, in a real browser: the MLflow UI on the default store, and the service's Swagger page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.conftest import Project, free_port, wait_until_live
+
+CHROMIUM = shutil.which("chromium")
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    if CHROMIUM is None:
+        assert "CI" not in os.environ, "CI must have Chromium: .ci/run installs it"
+        pytest.skip("Chromium is not installed; Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def mlflow_ui(trained: Project) -> Iterator[str]:
+    port = free_port()
+    log = trained.folder / "ui.log"
+    env = {**trained.env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("wb") as output:
+        command = ["mlflow", "ui", "--port", str(port), "--workers", "1"]
+        server = subprocess.Popen(command, cwd=trained.folder, env=env, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_live(url, server, log, path="/health")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_mlflow_ui_shows_the_parent_and_its_trials(page: Page, mlflow_ui: str) -> None:
+    found = httpx.post(f"{mlflow_ui}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
+    experiment = next(item for item in found["experiments"] if item["name"] == "credit_risk")
+    page.goto(f"{mlflow_ui}/#/experiments/{experiment['experiment_id']}/runs")
+    expect(page.get_by_text("credit_risk").first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^trial 0+$")).first).to_be_visible()
+
+
+def test_swagger_try_it_out_works_as_it_stands(page: Page, served: str) -> None:
+    page.goto(served)
+    operation = page.locator(".opblock", has_text="/classify").first
+    operation.locator(".opblock-summary").first.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    answer = operation.locator(".live-responses-table .response-col_description code").first
+    expect(answer).to_contain_text("Status")
+    assert json.loads(answer.inner_text())["Status"] in {"APPROVED", "MAYBE", "DECLINED"}

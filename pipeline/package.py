@@ -1,9 +1,8 @@
-"""The promoted version and the service in, a Bento out: code, locked requirements, container file, pinned model."""
+"""The promoted version and the service in, a Bento out: code, locked requirements, container file, model."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys

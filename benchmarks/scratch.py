@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,11 @@ class Scratch:
         target = self.folder / f"bentoml-{name}"
         shutil.copytree(self.home, target, ignore=shutil.ignore_patterns("prometheus*"))
         return str(target)
+
+    def service_environment(self, name: str, workers: int) -> dict[str, str]:
+        """Variables of one service: the shipped settings with so many workers, and a decision log of its own."""
+        conf = self.folder / name.replace(" ", "-").replace(":", "-") / "conf"
+        shutil.copytree(PROJECT / "conf", conf, dirs_exist_ok=True)
+        text = (conf / "serve.yaml").read_text()
+        (conf / "serve.yaml").write_text(re.sub(r"^workers: \S+", f"workers: {workers}", text, flags=re.MULTILINE))
+        return {**self.environment, "CREDIT_RISK_CONF": str(conf)}

@@ -61,12 +61,12 @@ class Bench:
     quick: bool
 
     def ours(self, name: str = OURS, *, target: str = "service:svc", workers: int = 1) -> Service:
-        """Describe this project's service, in a home of its own unless it has to see promotions."""
+        """Describe this project's service as `conf/serve.yaml` has it, but for the number of workers."""
         return Service(
             name,
             ("bentoml", "serve", target, "--port", "{port}"),
             json.dumps(self.schema.example()).encode(),
-            environment={**self.scratch.environment, **_workers(workers)},
+            environment=self.scratch.service_environment(name, workers),
         )
 
     def applications(self, count: int) -> list[dict[str, Any]]:
@@ -214,10 +214,6 @@ def _beside(measured: dict[str, Figures], ratio: str) -> str:
 
 def _latencies(seen: Figures) -> tuple[str, str]:
     return f"{seen.p50:.1f}", f"{seen.p99:.1f}"
-
-
-def _workers(number: int) -> dict[str, str]:
-    return {"BENTOML_CONFIG_OPTIONS": f"services.credit_risk_classifier.workers={number}"}
 
 
 if __name__ == "__main__":

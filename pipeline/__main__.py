@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"error: {str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     print(json.dumps(report.data) if options.json else report.text)
     if report.failure:
@@ -103,6 +103,7 @@ def _promote(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--best", action="store_true", help="the version with the best test log loss")
     add = parser.add_argument
     add("--config", default="conf/promote.yaml", metavar="PATH", help="file of the gates")
+    add("--data", type=_optional(str), metavar="PATH", help="labelled table that judges (conf: data)")
     add("--dry-run", action="store_true", help="judge and change nothing")
     add("--force", action="store_true", help="promote although the gate refuses; needs --reason")
     add("--reason", metavar="TEXT", help="why; kept in the history")
@@ -112,9 +113,11 @@ def _promote(parser: argparse.ArgumentParser) -> None:
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=_optional(_positive), metavar="N", help="version; default: the previous one")
     parser.add_argument("--reason", metavar="TEXT", help="why; kept in the history")
+    parser.add_argument("--config", default="conf/promote.yaml", metavar="PATH", help="file of the defaults")
 
 
 def _sync(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="conf/promote.yaml", metavar="PATH", help="file of the defaults")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="keep following, looking this often")
 
 

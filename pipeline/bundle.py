@@ -42,7 +42,7 @@ class Bundle:
     schema
         The contract that the model was trained with.
     golden
-        Applications under ``rows`` and the probabilities that the model must give for them under ``probabilities``.
+        Applications under ``rows``; under ``probabilities`` those that the model must give for them.
     """
 
     booster: xgb.Booster
@@ -54,17 +54,21 @@ class Bundle:
         """Probabilities of default in [0, 1]: matrix (n, k) → shape (n,), float32."""
         return np.asarray(self.booster.inplace_predict(matrix), dtype=np.float32)
 
+    def golden_difference(self) -> float:
+        """Score the golden rows the way requests are scored: the largest difference from what was recorded."""
+        matrix = RowEncoder(self.schema, self.vectorizer).transform(self.golden["rows"])
+        expected = np.asarray(self.golden["probabilities"], dtype=np.float64)
+        return float(np.max(np.abs(self.probabilities(matrix) - expected)))
+
     def check_golden(self) -> None:
-        """Score the golden rows the way requests are scored.
+        """Refuse a model that no longer answers as it did when it was stored.
 
         Raises
         ------
         StoreError
-            A probability differs by more than `TOLERANCE` from the one recorded when the model was stored.
+            A probability differs by more than `TOLERANCE` from the one recorded.
         """
-        matrix = RowEncoder(self.schema, self.vectorizer).transform(self.golden["rows"])
-        expected = np.asarray(self.golden["probabilities"], dtype=np.float64)
-        worst = float(np.max(np.abs(self.probabilities(matrix) - expected)))
+        worst = self.golden_difference()
         if not worst <= TOLERANCE:
             raise StoreError(
                 f"golden rows: probabilities must agree to {TOLERANCE:g}, differ by {worst:.3g}; "

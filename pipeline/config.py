@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,6 +46,13 @@ class Settings(BaseModel):
         return parse_settings(cls, {**read_yaml(path), **given}, source=str(path))
 
 
+Parameter = Literal[
+    "eta", "max_depth", "max_leaves", "min_child_weight", "max_delta_step", "gamma", "max_bin", "subsample",
+    "colsample_bytree", "colsample_bylevel", "colsample_bynode", "reg_lambda", "reg_alpha",
+]  # fmt: skip
+"""XGBoost's numeric tree parameters: XGBoost itself only warns about a name that it does not know."""
+
+
 class Range(Settings):
     """One dimension of the search space."""
 
@@ -56,14 +63,22 @@ class Range(Settings):
     integer: bool = False
     """Whole numbers only."""
 
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low must not exceed high")
+        if self.log and self.low <= 0:
+            raise ValueError("a logarithmic scale needs low > 0")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("with integer, low and high must be whole numbers")
+        return self
 
-class StudySettings(Settings):
-    """Where Optuna keeps the study."""
 
-    name: str | None = None
-    """None: derived from data, contract, seed and search, so that a changed input starts a new study."""
-    storage: str
-    """SQLAlchemy address."""
+class ClusterSettings(Settings):
+    """A running Dask cluster; its workers need the packages of this project, not its code."""
+
+    address: str = Field(pattern=r"^(tcp|tls|ws|wss|ucx|inproc)://")
+    """Address of the scheduler."""
 
 
 class TrainSettings(Settings):
@@ -85,11 +100,31 @@ class TrainSettings(Settings):
     early_stopping_rounds: int = Field(ge=1)
     workers: int | None = Field(ge=1)
     """Parallel evaluations; null: one for each core."""
-    study: StudySettings
-    first_trial: dict[str, float]
+    cluster: ClusterSettings | None
+    """Dask cluster to evaluate on; null: processes of this machine."""
+    pruning: bool
+    """Stop a trial that is worse than the median of the others after a fold."""
+    study: str | None = Field(pattern=r"^[^\s/]+$")
+    """Name of the study; null: derived, so that a changed input starts a new study."""
+    storage: str
+    """SQLAlchemy address of Optuna's storage."""
+    tracking_patience: float = Field(ge=0)
+    """Seconds to wait at the end for an MLflow server that is slow or away."""
+    first_trial: dict[Parameter, float]
     """Parameters tried first, before the sampler has learnt anything."""
-    search_space: dict[str, Range]
+    search_space: dict[Parameter, Range]
     """XGBoost parameter → range."""
+
+    @model_validator(mode="after")
+    def _first_trial_is_in_space(self) -> Self:
+        if self.first_trial.keys() != self.search_space.keys():
+            odd = ", ".join(sorted(self.first_trial.keys() ^ self.search_space.keys()))
+            raise ValueError(f"first_trial and search_space must name the same parameters; only one names {odd}")
+        for name, value in self.first_trial.items():
+            allowed = self.search_space[name]
+            if not allowed.low <= value <= allowed.high:
+                raise ValueError(f"first_trial.{name} must be in [{allowed.low:g}, {allowed.high:g}]")
+        return self
 
 
 class Thresholds(Settings):
@@ -113,8 +148,57 @@ class ServeSettings(Settings):
     thresholds: Thresholds
 
 
+Metric = Literal["auc", "gini", "ks", "brier", "log_loss", "calibration_slope", "calibration_intercept", "ece"]
+"""A metric of `pipeline.evaluate.metrics`."""
+
+
+class ChampionSettings(Settings):
+    """How a candidate is compared with the champion, on the same rows."""
+
+    margins: dict[Literal["auc", "brier", "log_loss"], float]
+    """How much worse than the champion the candidate may be, at the upper end of the confidence interval."""
+    confidence: float = Field(gt=0.5, lt=1)
+    """One-sided confidence of the interval."""
+    resamples: int = Field(ge=100)
+    """Bootstrap resamples."""
+    rows: int = Field(ge=100)
+    """Holdout rows in a resample at most; more of them are thinned evenly."""
+    decision_flips: float = Field(ge=0, le=1)
+    """Share of holdout applicants whose decision may differ from the champion's."""
+
+
+class ApprovalSettings(Settings):
+    """How the approval rates of the groups of each audit field may differ."""
+
+    at_least: float | None = Field(ge=0, le=1)
+    """Lowest group's approval rate over the highest's; null: reported, never a reason to refuse."""
+    group_rows: int = Field(ge=1)
+    """Groups with fewer holdout rows are left out."""
+
+
 class PromoteSettings(Settings):
-    """``conf/promote.yaml``: what a candidate must show before it is promoted."""
+    """``conf/promote.yaml``: what a candidate must show before it is promoted, and how promotions are kept."""
+
+    data: str | None
+    """Labelled table whose held-out rows judge; null: the table that the candidate was trained on."""
+    holdout_rows: int = Field(ge=1)
+    """Held-out rows at least."""
+    at_least: dict[Metric, float]
+    """Metric on the holdout → floor."""
+    at_most: dict[Metric, float]
+    """Metric on the holdout → ceiling."""
+    against_champion: ChampionSettings
+    milliseconds: float = Field(gt=0)
+    """Longest time of scoring one application."""
+    megabytes: float = Field(gt=0)
+    """Largest stored model."""
+    approval_ratio: ApprovalSettings
+    keep: int = Field(ge=2)
+    """Versions kept in the store; the promoted and the previous one always are."""
+    lock_seconds: float = Field(ge=0)
+    """How long to wait for another promotion on this machine."""
+    alias_seconds: float = Field(gt=0)
+    """How long a rollback waits for MLflow; then the next `sync` moves the alias."""
 
 
 def parse_settings(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:

@@ -19,6 +19,10 @@ class TrackingError(PipelineError):
     """MLflow cannot be reached, or does not hold what was asked for."""
 
 
+class ClusterError(PipelineError):
+    """The Dask cluster cannot be used, or lost a worker too often."""
+
+
 class StoreError(PipelineError):
     """A stored model or the promoted pointer is missing, altered or unreadable."""
 

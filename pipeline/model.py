@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import skops.io
 import xgboost as xgb
 import yaml
 from sklearn.feature_extraction import DictVectorizer
@@ -132,6 +131,8 @@ def signature(schema: Schema) -> Any:
 
 def write_parts(folder: Path, parts: Parts) -> None:
     """Write the three files of a model into a folder."""
+    import skops.io  # costs two seconds, which reading the names above must not pay
+
     parts.booster.save_model(folder / FILES[BOOSTER])
     skops.io.dump(parts.vectorizer, folder / FILES[VECTORIZER])
     document = yaml.safe_dump(parts.schema.document(), sort_keys=False, allow_unicode=True)
@@ -140,6 +141,8 @@ def write_parts(folder: Path, parts: Parts) -> None:
 
 def read_parts(folder: Path) -> Parts:
     """Read the three files of a model; skops admits no type beyond scikit-learn's and numpy's own."""
+    import skops.io
+
     schema = load_schema(yaml.safe_load((folder / FILES[SCHEMA]).read_text(encoding="utf-8")))
     return Parts(
         xgb.Booster(model_file=folder / FILES[BOOSTER]), skops.io.load(folder / FILES[VECTORIZER]), schema

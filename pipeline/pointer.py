@@ -53,9 +53,9 @@ class Promotion(BaseModel):
     """Tag that was promoted before, if any."""
     digests: dict[str, str]
     """Sha256 of every file of the stored model, by its path inside the model's folder."""
-    replaces: int | None = None
-    """Version that MLflow's alias ``champion`` named, as far as this machine knew, before this promotion.
-    The alias follows only while it still names this one: else somebody else has promoted since."""
+    replaces: list[int] = []
+    """Versions that MLflow's alias ``champion`` may have named before this promotion, as far as this machine knew.
+    The alias follows only from one of these: if it names another, somebody has promoted since."""
 
 
 def store_home() -> Path:
@@ -124,7 +124,7 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes it private to its writer; the service may run as another user.
-        os.chmod(temporary, 0o644)
+        Path(temporary).chmod(0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -194,6 +194,19 @@ def reconcile(name: str = MODEL_NAME) -> None:
     if promoted.model_dump() not in _recorded(name)[-1:]:
         append_history(promoted.model_dump(), name)
     write_latest(promoted.tag)
+
+
+def is_settled(promotion: Promotion, name: str = MODEL_NAME) -> bool:
+    """Whether MLflow's alias is known to have followed this promotion."""
+    try:
+        return _settled_path(name).read_text() == promotion.since
+    except FileNotFoundError:
+        return False
+
+
+def mark_settled(promotion: Promotion, name: str = MODEL_NAME) -> None:
+    """Remember that MLflow's alias followed this promotion."""
+    replace_file(_settled_path(name), promotion.since.encode())
 
 
 def write_latest(tag: str) -> None:
@@ -268,6 +281,10 @@ def _acquire(file: IO[bytes], deadline: float) -> None:
 
 def _history_path(name: str) -> Path:
     return model_home(name) / "history.jsonl"
+
+
+def _settled_path(name: str) -> Path:
+    return work_home(name) / "settled"
 
 
 def _recorded(name: str) -> list[dict[str, Any]]:

@@ -32,9 +32,9 @@ def bento(promoted: Project) -> Path:
 def environment(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment with what the Bento's lock names, and nothing else."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    install = [BIN / "uv", "pip", "install", "--quiet", "--python", folder / "bin/python", "--no-deps"]
-    subprocess.run([*install, "--require-hashes", "-r", bento / "src/requirements.serve.lock"], check=True)
+    subprocess.run([str(BIN / "uv"), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+    install = [str(BIN / "uv"), "pip", "install", "--quiet", "--python", str(folder / "bin/python"), "--no-deps"]
+    subprocess.run([*install, "--require-hashes", "-r", str(bento / "src/requirements.serve.lock")], check=True)
     return folder
 
 

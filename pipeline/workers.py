@@ -1,0 +1,160 @@
+"""Training rows in, a pool out that evaluates parameters: in this process, in many, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import ClusterSettings
+from pipeline.errors import ClusterError
+from pipeline.folds import FoldSet, Timed, timed
+
+_PLUGIN = "training-rows"
+
+
+class Pool(Protocol):
+    """Where parameters are evaluated.
+
+    Attributes
+    ----------
+    slots
+        Evaluations that run at the same time.
+    """
+
+    slots: int
+
+    def submit(self, parameters: Mapping[str, Any], bars: Sequence[float]) -> Future[Timed]:
+        """Begin an evaluation; see `FoldSet.evaluate`."""
+
+
+@contextmanager
+def open_pool(folds: FoldSet, workers: int | None, cluster: ClusterSettings | None) -> Iterator[Pool]:
+    """Open a pool that holds the training rows.
+
+    Parameters
+    ----------
+    workers
+        Parallel evaluations, at most one for each core of this machine; None: one for each.
+    cluster
+        A running Dask cluster to use instead of this machine; it evaluates one set of parameters a thread.
+
+    Raises
+    ------
+    ClusterError
+        The cluster cannot be reached, or has no workers.
+    """
+    cores = available_cores()
+    workers = min(workers or cores, cores)
+    if cluster is None and workers == 1:
+        yield InProcess(folds, threads=cores)
+        return
+    with _client(workers, cluster) as client:
+        # A plugin reaches each worker once, also one that joins later or is restarted after a crash.
+        client.register_plugin(_rows_plugin(folds), name=_PLUGIN)
+        threads = 1 if cluster else cores // workers
+        yield _DaskPool(client.get_executor(pure=False), slots=sum(client.nthreads().values()), threads=threads)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class InProcess:
+    """Evaluates one set of parameters after another, here and now."""
+
+    slots = 1
+
+    def __init__(self, folds: FoldSet, threads: int) -> None:
+        self._folds, self._threads = folds, threads
+
+    def submit(self, parameters: Mapping[str, Any], bars: Sequence[float]) -> Future[Timed]:
+        """Evaluate, and return what is already done."""
+        future: Future[Timed] = Future()
+        try:
+            future.set_result(timed(self._folds, parameters, self._threads, bars))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _DaskPool:
+    def __init__(self, executor: Executor, slots: int, threads: int) -> None:
+        self.slots = slots
+        self._executor, self._threads = executor, threads
+
+    def submit(self, parameters: Mapping[str, Any], bars: Sequence[float]) -> Future[Timed]:
+        return self._executor.submit(_evaluate_on_worker, parameters, self._threads, bars)
+
+
+def _evaluate_on_worker(parameters: Mapping[str, Any], threads: int, bars: Sequence[float]) -> Timed:
+    from distributed import get_worker
+
+    return timed(get_worker().plugins[_PLUGIN].folds, parameters, threads, bars)
+
+
+def _rows_plugin(folds: FoldSet) -> Any:
+    from distributed import WorkerPlugin
+
+    class Rows(WorkerPlugin):
+        def __init__(self, folds: FoldSet) -> None:
+            self.folds = folds
+
+    return Rows(folds)
+
+
+@contextmanager
+def _client(workers: int, cluster: ClusterSettings | None) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    if cluster:
+        with _connected(cluster.address) as client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
+    with client, tempfile.TemporaryDirectory() as folder:
+        if not client.nthreads():
+            raise ClusterError(
+                f"cluster.address {address}: the cluster has no workers; start `dask worker {address}`"
+            )
+        client.upload_file(_zipped_package(Path(folder)))
+        yield client
+
+
+def _zipped_package(folder: Path) -> str:
+    """Zip this package, so that the workers run the code of this process."""
+    package = Path(__file__).parent
+    archive = folder / "pipeline.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for source in sorted(package.glob("*.py")):
+            target.write(source, f"{package.name}/{source.name}")
+    return str(archive)

@@ -17,8 +17,15 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 CONF = Path("conf")
 """Folder of the default configuration, relative to the project's folder."""
 
+CONF_VARIABLE = "CREDIT_RISK_CONF"
+"""Environment variable that names another folder of configuration for the service."""
+
 MODEL_NAME = "credit_risk_model"
 """The registered model in MLflow and the model in the BentoML store."""
+
+
+DECISION_FILE = "decisions-{}.jsonl"
+"""Name of a file of the decision log; the placeholder holds the worker's number, and its own once it is rotated."""
 
 
 class Settings(BaseModel):
@@ -142,10 +149,68 @@ class Thresholds(Settings):
         return self
 
 
+class LimitSettings(Settings):
+    """How much the service takes in before it says no."""
+
+    body_bytes: int = Field(ge=256)
+    """Largest body of one application; beyond it the answer is 413."""
+    batch_rows: int = Field(ge=1)
+    """Most applications in one batch request; beyond it the answer is 400."""
+    batch_body_bytes: int = Field(ge=256)
+    """Largest body of a batch request; beyond it the answer is 413."""
+    body_seconds: float = Field(gt=0)
+    """How long a client may take to send its body; then 408, and the connection is closed."""
+    requests: int = Field(ge=1)
+    """Most applications and explanations being answered at once in a worker; beyond it the answer is 503."""
+    batches: int = Field(ge=1)
+    """Most batch requests at once in a worker; beyond it the answer is 503."""
+    retry_after_seconds: int = Field(ge=1)
+    """What a 503 tells the client in its Retry-After."""
+
+
+class DecisionLogSettings(Settings):
+    """The record of every decision: JSON lines in rotating files, written off the hot path."""
+
+    enabled: bool
+    folder: str
+    """Relative to the folder above ``conf/``."""
+    inputs: bool
+    """Whether the applicants' values are recorded too."""
+    file_bytes: int = Field(ge=4096)
+    """Size at which a file is rotated."""
+    files: int = Field(ge=1)
+    """Files kept of each worker, the current one included."""
+    queue_rows: int = Field(ge=1)
+    """Decisions that may wait to be written; beyond it they are dropped and counted."""
+    flush_seconds: float = Field(gt=0)
+    """How often the waiting decisions are written: what a kill -9 can lose."""
+
+
+class BentoSettings(Settings):
+    """Which parts of BentoML's own request path stay on."""
+
+    metrics: bool
+    access_log: bool
+    tracing: bool
+    timeout_seconds: float | None = Field(gt=0)
+    """None: BentoML's timeout is taken out."""
+
+
 class ServeSettings(Settings):
     """``conf/serve.yaml``: what the service answers with, and its limits."""
 
     thresholds: Thresholds
+    reasons: bool
+    """Whether ``/classify`` and ``/classify_batch`` give adverse reasons too."""
+    workers: int | None = Field(ge=1)
+    """Worker processes; None: one for each core."""
+    micro_batch_rows: int = Field(ge=1)
+    """Most applications scored in one call of the booster."""
+    retry_refused_seconds: float = Field(gt=0)
+    """How often a promoted version that failed its checks is tried again."""
+    limits: LimitSettings
+    decision_log: DecisionLogSettings
+    bentoml: BentoSettings
 
 
 Metric = Literal["auc", "gini", "ks", "brier", "log_loss", "calibration_slope", "calibration_intercept", "ece"]
@@ -199,6 +264,11 @@ class PromoteSettings(Settings):
     """How long to wait for another promotion on this machine."""
     alias_seconds: float = Field(gt=0)
     """How long a rollback waits for MLflow; then the next `sync` moves the alias."""
+
+
+def conf_folder() -> Path:
+    """Folder of the configuration of a process that may run anywhere: ``$CREDIT_RISK_CONF``, else the project's."""
+    return Path(os.environ.get(CONF_VARIABLE) or Path(__file__).parent.parent / CONF)
 
 
 def parse_settings(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:

@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     TypeAdapter,
     WithJsonSchema,
     create_model,
@@ -200,9 +201,9 @@ class Schema(Settings):
 
     @cached_property
     def batch_adapter(self) -> TypeAdapter[list[dict[str, Any]]]:
-        """The validator of a JSON array of applications."""
+        """The validator of a JSON array of applications; it stops at the first row that breaks the contract."""
         application = self._typed_dict()
-        return TypeAdapter(list[application])  # type: ignore[valid-type]
+        return TypeAdapter(Annotated[list[application], FailFast()])  # type: ignore[valid-type]
 
     def _typed_dict(self) -> Any:
         keys = {

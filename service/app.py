@@ -1,0 +1,126 @@
+"""The BentoML service: its endpoints, declared for documents and clients, and its place in BentoML's server.
+
+Nothing heavy is imported here: ``bentoml serve`` loads this module in its own process too, only to start workers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+
+from pipeline.config import ServeSettings, conf_folder
+from service.edges import LOOPBACK, configured_keys
+
+if TYPE_CHECKING:
+    from service.core import Core
+    from service.fast import FastPath
+
+SETTINGS = ServeSettings.load(conf_folder() / "serve.yaml")
+
+_UNUSED_TIMEOUT = 60.0
+"""BentoML wants a timeout to be configured even where its middleware is taken out."""
+
+
+def bentoml_options(settings: ServeSettings, *, with_keys: bool) -> dict[str, Any]:
+    """Translate ``conf/serve.yaml`` into BentoML's own configuration.
+
+    Without API keys the service binds to this machine only, unless ``--host`` says otherwise.
+    """
+    kept = settings.bentoml
+    options: dict[str, Any] = {
+        "workers": settings.workers or "cpu_count",
+        "traffic": {"timeout": kept.timeout_seconds or _UNUSED_TIMEOUT},
+        "metrics": {"enabled": kept.metrics},
+        "logging": {"access": {"enabled": kept.access_log}},
+    }
+    return options if with_keys else {**options, "http": {"host": LOOPBACK}}
+
+
+class LeanService(bentoml.Service[Any]):  # type: ignore[misc]
+    """A BentoML service without the middlewares that ``conf/serve.yaml`` leaves off.
+
+    BentoML's configuration cannot leave out two of them: tracing costs 25 µs a request even where it traces nothing,
+    and the timeout a task and a timer that outlives the request.
+    """
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        """Build the application that a worker serves."""
+        app = super().to_asgi(is_main=is_main)
+        unwanted = {"OpenTelemetryMiddleware"} if not SETTINGS.bentoml.tracing else set()
+        if SETTINGS.bentoml.timeout_seconds is None:
+            unwanted.add("TimeoutMiddleware")
+        app.user_middleware = [kept for kept in app.user_middleware if kept.cls.__name__ not in unwanted]
+        return app
+
+
+class CreditRiskClassifier:
+    """Decide on applications for credit with the promoted version.
+
+    Over HTTP the middleware in front answers (`service.fast`); these methods are the same core for BentoML's
+    in-process callers.
+    """
+
+    def __init__(self) -> None:
+        self._core = _core()
+        self._core.start()
+
+    @bentoml.api(route="/classify")
+    async def classify(self, application: dict[str, Any], /) -> dict[str, Any]:
+        """Decide on one application."""
+        answer: dict[str, Any] = await _answered(self._core.classify, application)
+        return answer
+
+    @bentoml.api(route="/classify_batch")
+    async def classify_batch(self, applications: list[dict[str, Any]], /) -> list[dict[str, Any]]:
+        """Decide on an array of applications, all by one version: all or nothing."""
+        with self._core.batches:
+            answer: list[dict[str, Any]] = await _answered(self._core.classify_batch, applications)
+        return answer
+
+    @bentoml.api(route="/explain")
+    async def explain(self, application: dict[str, Any], /) -> dict[str, Any]:
+        """Decide on one application and say why: contributions of its fields, adverse reasons."""
+        answer: dict[str, Any] = await _answered(self._core.explain, application)
+        return answer
+
+    async def __is_ready__(self) -> bool:
+        """Tell ``/readyz`` whether a version answers."""
+        return self._core.version() is not None
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Record the last decisions."""
+        self._core.close()
+
+
+def _core() -> Core:
+    from service.core import core
+
+    return core()
+
+
+async def _answered(decide: Any, body: Any) -> Any:
+    from service.edges import RequestIds
+    from service.refusal import Refusal
+
+    try:
+        return json.loads(await decide(json.dumps(body).encode(), RequestIds().choose({})))
+    except Refusal as refusal:
+        raise bentoml.exceptions.BentoMLException(refusal.body.decode(), error_code=refusal.status) from None
+
+
+def _fast_path(app: Any) -> FastPath:
+    """Build the middleware when a worker builds its application, with what it imports."""
+    from service.fast import FastPath
+
+    return FastPath(app, _core(), configured_keys(), lambda: svc.openapi_spec.asdict())
+
+
+svc = bentoml.service(
+    name="credit_risk_classifier",
+    service_class=LeanService,
+    **bentoml_options(SETTINGS, with_keys=bool(configured_keys())),
+)(CreditRiskClassifier)
+svc.add_asgi_middleware(_fast_path)

@@ -1,0 +1,218 @@
+"""Bodies of requests in, bytes of answers out: what every way into the service shares, HTTP or in-process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.bundle import Bundle
+from pipeline.config import ServeSettings, conf_folder
+from pipeline.decision import Status
+from pipeline.pointer import Promotion
+from service.batcher import MicroBatcher
+from service.journal import Decided, Journal
+from service.metrics import Metrics
+from service.promoted import Promoted
+from service.refusal import Refusal
+from service.served import Application, Decisions, ServedModel
+
+_ROWS_A_TURN = 512
+"""Rows of a batch request that are worked on before other requests get their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One application on its way through the micro-batcher."""
+
+    application: Application
+    request_id: str
+    trace_id: str
+
+
+class Version:
+    """A version that answers, with the micro-batcher that scores for it and no other.
+
+    A request keeps the version that it took hold of; so its contract, its encoder and its booster belong together,
+    and the version lives as long as its last request.
+    """
+
+    def __init__(self, model: ServedModel, answer: Callable[[ServedModel, Sequence[Case]], list[bytes]], rows: int):
+        self.model = model
+        self.batcher: MicroBatcher[Case, bytes] = MicroBatcher(lambda cases: answer(model, cases), rows)
+
+    @property
+    def promotion(self) -> Promotion:
+        """The version's promotion."""
+        return self.model.promotion
+
+
+class Core:
+    """Answers requests with whatever is promoted at that moment.
+
+    Parameters
+    ----------
+    settings
+        ``conf/serve.yaml``.
+    home
+        Folder that relative paths of the settings start from.
+    """
+
+    def __init__(self, settings: ServeSettings, home: Path) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.journal = Journal(settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped)
+        self.promoted: Promoted[Version] = Promoted(self._prepare, settings.retry_refused_seconds, self.metrics)
+        self.batches = Slots(settings.limits.batches, settings.limits.retry_after_seconds)
+        """To be held by whoever reads or answers a batch request: those are large."""
+        self._requests = Slots(settings.limits.requests, settings.limits.retry_after_seconds)
+
+    def start(self) -> None:
+        """Load what is promoted and begin to record decisions."""
+        self.promoted.current()
+        self.journal.start()
+
+    def close(self) -> None:
+        """Record what was decided, to the last."""
+        self.journal.close()
+
+    async def classify(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+        """Decide on one application: the JSON answer.
+
+        Raises
+        ------
+        Refusal
+            400 the body breaks the contract; 503 nothing is promoted, or too much is under way.
+        """
+        version = self._version()
+        application = version.model.parse(body)
+        with self._requests:
+            return await version.batcher.submit(Case(application, request_id, trace_id))
+
+    async def classify_batch(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+        """Decide on an array of applications, all by one version: the JSON array of answers, all or nothing."""
+        model = self._version().model
+        applications = model.parse_many(body)
+        answers: list[bytes] = []
+        for start in range(0, len(applications), _ROWS_A_TURN):
+            rows = applications[start : start + _ROWS_A_TURN]
+            decisions = model.decide(model.encode(rows))
+            ids = [request_id] * len(rows)
+            self._record(model, rows, decisions, ids, [trace_id] * len(rows), first_row=start)
+            answers += model.answers(decisions, ids)
+            await asyncio.sleep(0)
+        return b"[%b]" % b",".join(answers)
+
+    async def explain(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+        """Decide on one application and say why: the JSON answer."""
+        version = self._version()
+        application = version.model.parse(body)
+        with self._requests:
+            answer = await version.batcher.submit(Case(application, request_id, trace_id))
+            return orjson.dumps({**orjson.loads(answer), **version.model.explanation(application)})
+
+    def model(self) -> dict[str, Any]:
+        """Tell what is promoted, what answers in this worker, and what was refused last."""
+        version, promoted = self.promoted.current(), self.promoted
+        refused = promoted.refused
+        return {
+            "promoted": _told(promoted.promotion),
+            "loaded": _told(version.promotion) if version else None,
+            "loaded_at": promoted.loaded_at,
+            "schema": version.model.schema.digest if version else None,
+            "swaps": promoted.swaps,
+            "refused": vars(refused) if refused else None,
+        }
+
+    def version(self) -> Version | None:
+        """Give what answers now."""
+        return self.promoted.current()
+
+    def exposition(self) -> bytes:
+        """Give the metrics of all workers."""
+        return self.metrics.exposition(self.promoted.promotion, behind=self.promoted.is_behind)
+
+    def _version(self) -> Version:
+        version = self.promoted.current()
+        if version is None:
+            raise self._nothing_answers()
+        return version
+
+    def _nothing_answers(self) -> Refusal:
+        if self.promoted.refused:
+            error = "the promoted version failed its checks; run: python -m pipeline promote"
+        else:
+            error = "nothing is promoted; run: python -m pipeline promote"
+        return Refusal(503, error, headers=[(b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)])
+
+    def _prepare(self, promotion: Promotion, bundle: Bundle) -> Version:
+        before = self.promoted.served
+        same = before is not None and before.model.schema.digest == bundle.schema.digest
+        model = ServedModel(promotion, bundle, self.settings, before.model.schema if before and same else None)
+        return Version(model, self._answer, self.settings.micro_batch_rows)
+
+    def _answer(self, model: ServedModel, cases: Sequence[Case]) -> list[bytes]:
+        applications = [case.application for case in cases]
+        ids = [case.request_id for case in cases]
+        decisions = model.decide(model.encode(applications))
+        self._record(model, applications, decisions, ids, [case.trace_id for case in cases])
+        return model.answers(decisions, ids)
+
+    def _record(
+        self,
+        model: ServedModel,
+        applications: Sequence[Application],
+        decisions: Decisions,
+        request_ids: Sequence[str],
+        trace_ids: Sequence[str],
+        first_row: int | None = None,
+    ) -> None:
+        statuses: Sequence[Status] = decisions.statuses
+        self.metrics.decided(model.tag, statuses, decisions.probabilities)
+        self.journal.add(
+            Decided(
+                model.journal_members,
+                applications,
+                decisions.probabilities,
+                statuses,
+                request_ids,
+                trace_ids if self.settings.bentoml.tracing else None,
+                decisions.reasons,
+                first_row,
+            )
+        )
+
+
+class Slots:
+    """A bounded number of things under way: who comes beyond it is told at once, instead of waiting without end."""
+
+    def __init__(self, limit: int, retry_after_seconds: int) -> None:
+        self._free = limit
+        self._retry_after = (b"retry-after", b"%d" % retry_after_seconds)
+
+    def __enter__(self) -> None:
+        if self._free <= 0:
+            raise Refusal(503, "too many requests are under way; try again", headers=[self._retry_after])
+        self._free -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._free += 1
+
+
+def _told(promotion: Promotion | None) -> dict[str, Any] | None:
+    """What a client may know of a promotion: who did it and why stays in the history."""
+    if promotion is None:
+        return None
+    return promotion.model_dump(include={"tag", "version", "run_id", "since", "previous"})
+
+
+@cache
+def core() -> Core:
+    """Make this process's core from ``conf/serve.yaml``, once."""
+    folder = conf_folder()
+    return Core(ServeSettings.load(folder / "serve.yaml"), folder.parent)

@@ -1,4 +1,4 @@
-"""A temporary state of the project: MLflow store and BentoML home, with trained and promoted versions."""
+"""A temporary copy of the project with state of its own: MLflow store, BentoML home, trained and promoted versions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 
 from benchmarks.servers import PROJECT
 
+_COPIED = ("pipeline", "service", "conf", "data")
+_FILES = ("pyproject.toml", "requirements.lock", "requirements.serve.lock")
+
 
 @dataclass(frozen=True)
 class Scratch:
@@ -21,12 +24,21 @@ class Scratch:
 
     folder: Path
 
+    @classmethod
+    def create(cls, folder: Path) -> Scratch:
+        """Copy the project's code, settings and data into a folder."""
+        for name in _COPIED:
+            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in _FILES:
+            shutil.copy(PROJECT / name, folder / name)
+        return cls(folder)
+
     @cached_property
     def environment(self) -> Mapping[str, str]:
         """Variables that make every command use this state."""
         return {
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
-            "BENTOML_HOME": str(self.folder / "bentoml"),
+            "BENTOML_HOME": str(self.home),
             "BENTOML_DO_NOT_TRACK": "true",
             "PYTHONWARNINGS": "ignore",
         }
@@ -46,7 +58,7 @@ class Scratch:
         """
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *arguments],
-            cwd=PROJECT,
+            cwd=self.folder,
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,
@@ -58,10 +70,7 @@ class Scratch:
 
     def train(self, seed: int) -> None:
         """Register one more version: the default recipe, one trial."""
-        config = self.folder / f"train-{seed}.yaml"
-        text = (PROJECT / "conf/train.yaml").read_text()
-        config.write_text(text.replace("sqlite:///optuna.db", f"sqlite:///{self.folder / 'optuna.db'}"))
-        self.pipeline("train", "--config", str(config), "--trials", "1", "--workers", "1", "--seed", str(seed))
+        self.pipeline("train", "--trials", "1", "--workers", "1", "--seed", str(seed))
 
     def promote(self, version: int) -> None:
         """Make a version the promoted one, whatever the gate says of it."""

@@ -185,7 +185,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _prepare(folder: Path, options: argparse.Namespace) -> Bench:
-    scratch = Scratch(folder)
+    scratch = Scratch.create(folder)
     for version in (1, 2):
         scratch.train(seed=version)
         scratch.promote(version)

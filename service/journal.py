@@ -108,9 +108,7 @@ class Journal:
         Told why and how many decisions could not be recorded; called from any thread.
     """
 
-    def __init__(
-        self, settings: DecisionLogSettings, folder: Path, dropped: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, settings: DecisionLogSettings, folder: Path, dropped: Callable[[str, int], None]) -> None:
         self._settings = settings
         self._dropped = dropped
         self._queue: deque[Decided] = deque()
@@ -208,7 +206,9 @@ class _RotatingFile:
         descriptor = os.open(self._path(0), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._size = os.fstat(descriptor).st_size
         if self._size and os.pread(descriptor, 1, self._size - 1) != b"\n":
-            self._size += os.write(descriptor, b"\n")  # a crash cut the last line: the next one must not continue it
+            self._size += os.write(
+                descriptor, b"\n"
+            )  # a crash cut the last line: the next one must not continue it
         return descriptor
 
     def _claim(self) -> int:

@@ -147,9 +147,7 @@ class Promoted(Generic[ServedT]):
         if known and (known.tag, known.error) == (tag, self.refused.error) and not fell_back:
             return  # tried again, to the same end: said already
         answering = self.served.promotion.tag if self.served else "nothing"
-        logger.error(
-            "REFUSED the promoted version %s; %s answers instead. %s", tag, answering, self.refused.error
-        )
+        logger.error("REFUSED the promoted version %s; %s answers instead. %s", tag, answering, self.refused.error)
 
     def _fall_back(self, broken: str | None) -> bool:
         """Answer with the last version of the history that passes its checks; False if none does."""

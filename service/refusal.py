@@ -78,5 +78,3 @@ def _shortened(part: str | int) -> str | int:
     if isinstance(part, int) or len(part) <= _LONGEST_KEY:
         return part
     return part[:_LONGEST_KEY] + "…"
-
-

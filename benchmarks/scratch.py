@@ -1,4 +1,4 @@
-"""A temporary copy of the project with state of its own: MLflow store, BentoML home, trained and promoted versions."""
+"""A temporary copy of the project, with an MLflow store and a BentoML home of its own."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class Scratch:
     def copy_home(self, name: str) -> str:
         """Copy the BentoML home: two servers on one home clobber each other's metrics."""
         target = self.folder / f"bentoml-{name}"
-        shutil.copytree(self.home, target, ignore=shutil.ignore_patterns("prometheus*"))
+        shutil.copytree(self.home, target, ignore=shutil.ignore_patterns("prometheus*"), dirs_exist_ok=True)
         return str(target)
 
     def service_environment(self, name: str, workers: int) -> dict[str, str]:
         """Variables of one service: the shipped settings with so many workers, and a decision log of its own."""
-        conf = self.folder / name.replace(" ", "-").replace(":", "-") / "conf"
+        conf = self.folder / "services" / re.sub(r"\W+", "-", name) / "conf"
         shutil.copytree(PROJECT / "conf", conf, dirs_exist_ok=True)
         text = (conf / "serve.yaml").read_text()
         (conf / "serve.yaml").write_text(re.sub(r"^workers: \S+", f"workers: {workers}", text, flags=re.MULTILINE))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -60,13 +61,21 @@ class Bench:
     folder: Path
     quick: bool
 
-    def ours(self, name: str = OURS, *, target: str = "service:svc", workers: int = 1) -> Service:
-        """Describe this project's service as `conf/serve.yaml` has it, but for the number of workers."""
+    def ours(
+        self, name: str = OURS, *, target: str = "service:svc", workers: int = 1, follows: bool = False
+    ) -> Service:
+        """Describe this project's service as `conf/serve.yaml` has it, but for the number of workers.
+
+        It has a copy of the BentoML home, unless it has to follow promotions.
+        """
+        environment = self.scratch.service_environment(name, workers)
+        if not follows:
+            environment["BENTOML_HOME"] = self.scratch.copy_home("ours-" + re.sub(r"\W+", "-", name))
         return Service(
             name,
             ("bentoml", "serve", target, "--port", "{port}"),
             json.dumps(self.schema.example()).encode(),
-            environment=self.scratch.service_environment(name, workers),
+            environment=environment,
         )
 
     def applications(self, count: int) -> list[dict[str, Any]]:
@@ -148,7 +157,7 @@ def _soak(bench: Bench, seconds: float) -> str:
 
 
 def _promotions(bench: Bench) -> str:
-    with running(bench.ours(workers=2)) as server:
+    with running(bench.ours(workers=2, follows=True)) as server:
         return endurance.promotions(server, single(server), bench.scratch)
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundle import open_bundle
 from pipeline.errors import StoreError
 from pipeline.pointer import Promotion, read_pointer, version_home
 from pipeline.report import Report
@@ -44,6 +43,8 @@ def _checked_promotion() -> Promotion:
         raise StoreError(
             "a Bento pins the promoted version, and none is promoted; run `promote`, or give --unpinned"
         )
+    from pipeline.bundle import open_bundle
+
     # A version counts only after it was loaded and has answered, here as at promotion.
     open_bundle(version_home(promotion.tag), promotion.digests).check_golden()
     return promotion

@@ -11,18 +11,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import pytest
 
-from tests.conftest import Project, free_port, wait_until_live
-from tests.test_journey import APPLICANT
+from pipeline.schema import Schema
+from tests.conftest import Project, copy_project, free_port, wait_until_live
+from tests.serving import promote, put_in_store, quick_booster, rows_of
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def bento(promoted: Project) -> Path:
+def project(
+    tmp_path_factory: pytest.TempPathFactory, applications: pd.DataFrame, schema: Schema
+) -> Iterator[Project]:
+    """A copy of the project with version 1 promoted in a store of its own."""
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", project.env["BENTOML_HOME"])
+        golden = rows_of(applications.head(5), schema)
+        promote(put_in_store(1, *quick_booster(applications, schema), schema, golden))
+        yield project
+
+
+@pytest.fixture(scope="module")
+def bento(project: Project) -> Path:
     """Folder of a Bento with the promoted version pinned."""
-    built = json.loads(promoted.pipeline("package", "--json").stdout)
+    built = json.loads(project.pipeline("package", "--json").stdout)
     assert built["pinned"] == "credit_risk_model:v1"
     assert built["tag"].startswith("credit_risk_classifier:")
     return Path(built["path"])
@@ -40,7 +55,17 @@ def environment(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bento_holds_the_serving_side_and_nothing_else(bento: Path) -> None:
     modules = {path.stem for path in (bento / "src/pipeline").glob("*.py")}
-    assert modules == {"__init__", "errors", "config", "schema", "features", "decision", "bundle", "pointer"}
+    assert modules == {
+        "__init__",
+        "errors",
+        "config",
+        "schema",
+        "features",
+        "decision",
+        "bundle",
+        "pointer",
+        "failpoint",
+    }
     assert not list(bento.rglob("*.csv"))
     assert not (bento / "src/tests").exists()
 
@@ -67,29 +92,26 @@ def test_container_file_runs_as_a_user_checks_health_and_has_no_compiler(bento: 
 
 @pytest.mark.timeout(600)  # a cold cache downloads 150 MB
 def test_fresh_environment_serves_the_pinned_version_and_a_mounted_store(
-    bento: Path, environment: Path, promoted: Project
+    bento: Path, environment: Path, project: Project, applications: pd.DataFrame, schema: Schema
 ) -> None:
-    with _served(bento, environment, home=bento / "src/pinned") as url:
-        pinned = httpx.post(f"{url}/classify", json=APPLICANT)
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        assert "pinned at build" in json.dumps(httpx.get(f"{url}/model").json())
-    with _served(bento, environment, home=promoted.folder / "bentoml") as url:
-        mounted = httpx.post(f"{url}/classify", json=APPLICANT)
-    assert pinned.status_code == mounted.status_code == 200
-    assert pinned.json()["model"] == "credit_risk_model:v1"
-    assert _decision(pinned) == _decision(mounted)
+    golden = rows_of(applications.head(5), schema)
+    promote(put_in_store(2, *quick_booster(applications, schema, seed=2), schema, golden))
+    answers = {}
+    for name, home in (("pinned", bento / "src/pinned"), ("mounted", project.folder / "bentoml")):
+        with _served(bento, environment, home) as url:
+            assert httpx.get(f"{url}/readyz").status_code == 200
+            answers[name] = httpx.post(f"{url}/classify", json=schema.example()).json()
+    assert answers["pinned"]["model"] == "credit_risk_model:v1"
+    assert answers["mounted"]["model"] == "credit_risk_model:v2"
+    assert answers["pinned"]["probability"] != answers["mounted"]["probability"]
 
 
-def test_nothing_is_packaged_without_a_promotion(promoted: Project, tmp_path: Path) -> None:
-    env = {**promoted.env, "BENTOML_HOME": str(tmp_path)}
-    done = Project(promoted.folder, env).pipeline("package", check=False)
+def test_nothing_is_packaged_without_a_promotion(project: Project, tmp_path: Path) -> None:
+    env = {**project.env, "BENTOML_HOME": str(tmp_path)}
+    done = Project(project.folder, env).pipeline("package", check=False)
     assert done.returncode == 1
     assert "--unpinned" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def _decision(answer: httpx.Response) -> dict[str, object]:
-    return {name: value for name, value in answer.json().items() if name != "request_id"}
 
 
 @contextmanager

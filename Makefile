@@ -18,12 +18,13 @@ setup: $(INSTALLED)  ## Make .venv from requirements.lock
 $(INSTALLED): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "error: Python 3.11 is needed, found $$($(PYTHON) --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv --clear .venv
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
 train: setup  ## Tune, train, evaluate and register a candidate (flags: -P name=value)
-	mlflow run . --env-manager local $(ARGS)
+	mlflow run . --env-manager local --experiment-name credit_risk $(ARGS)
 
 promote: setup  ## Judge the candidate and make it answer
 	python -m pipeline promote $(ARGS)

@@ -126,6 +126,9 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, metavar="FILE", help="CSV, Parquet or folder of Parquet")
     add("--output", required=True, metavar="FILE", help="CSV or Parquet, by the name's ending")
     add("--model", default="promoted", help="promoted, models:/… or runs:/…")
+    add("--config", default="conf/score.yaml", metavar="PATH", help="file of the defaults")
+    add("--threads", type=_optional(_positive), metavar="N", help="batches scored at once (conf: threads)")
+    add("--rejects", metavar="FILE", help="CSV of the rows that break the contract; default: OUTPUT.rejects.csv")
 
 
 def _package(parser: argparse.ArgumentParser) -> None:

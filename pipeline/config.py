@@ -25,7 +25,7 @@ MODEL_NAME = "credit_risk_model"
 
 
 DECISION_FILE = "decisions-{}.jsonl"
-"""Name of a file of the decision log; the placeholder holds the worker's number, and its own once it is rotated."""
+"""Name of a file of the decision log: the placeholder holds the worker's number and, once rotated, the file's."""
 
 
 class Settings(BaseModel):
@@ -109,6 +109,12 @@ class TrainSettings(Settings):
     """Parallel evaluations; null: one for each core."""
     cluster: ClusterSettings | None
     """Dask cluster to evaluate on; null: processes of this machine."""
+    search_rows: int = Field(ge=1)
+    """Rows to search on: a longer Parquet table is searched on a sample and streamed for the final fit."""
+    page_rows: int = Field(ge=1)
+    """Rows in memory at a time when a table is streamed."""
+    cache: str | None
+    """Folder for the pages of a streamed table; null: the system's folder for temporary files."""
     pruning: bool
     """Stop a trial that is worse than the median of the others after a fold."""
     study: str | None = Field(pattern=r"^[^\s/]+$")
@@ -255,6 +261,17 @@ class ApprovalSettings(Settings):
     """Groups with fewer holdout rows are left out."""
 
 
+class ScoreSettings(Settings):
+    """``conf/score.yaml``: resources of batch scoring."""
+
+    batch_rows: int = Field(ge=1)
+    """Rows read, scored and written at a time."""
+    threads: int | None = Field(ge=1)
+    """Batches scored at once on this machine; null: one for each core."""
+    cluster: ClusterSettings | None
+    """Dask cluster over which the batches are spread; null: this machine."""
+
+
 class PromoteSettings(Settings):
     """``conf/promote.yaml``: what a candidate must show before it is promoted, and how promotions are kept."""
 
@@ -281,7 +298,7 @@ class PromoteSettings(Settings):
 
 
 def conf_folder() -> Path:
-    """Folder of the configuration of a process that may run anywhere: ``$CREDIT_RISK_CONF``, else the project's."""
+    """Folder of the configuration, wherever a process runs: ``$CREDIT_RISK_CONF``, else the project's."""
     return Path(os.environ.get(CONF_VARIABLE) or Path(__file__).parent.parent / CONF)
 
 

@@ -75,9 +75,12 @@ def gather(
     held_out = _held_out(frame, parts.schema, candidate.parameters, candidate.tag)
     opponent = None if champion is None else _opponent(champion)
     theirs: Matrix | None = None
+    note = ""
     if opponent is not None:
         opponent, theirs, unseen = _champion_scores(opponent, source, frame, parts.schema)
-        held_out &= unseen
+        seen, held_out = held_out & ~unseen, held_out & unseen
+        if seen.any():
+            note = f"{seen.sum():,} more were in {opponent.name}'s training: its seed or test_share differs"
     rows = frame[held_out]
     matrix = FrameEncoder(parts.schema, parts.vectorizer).transform(rows)
     evidence = Evidence(
@@ -86,6 +89,7 @@ def gather(
         champion=None if theirs is None else theirs[held_out],
         champion_name=opponent.name if opponent else None,
         champion_failure=opponent.failure if opponent else "",
+        holdout_note=note,
         groups=_groups(rows, parts.schema),
         schema_changes=_changes(opponent, parts.schema),
         monotone_breaks=_monotone_breaks(parts, matrix),

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from sklearn.feature_extraction import DictVectorizer
 
-from pipeline.schema import Ratio, Schema, as_numbers
+from pipeline.columns import Table, as_numbers, pick, positions
+from pipeline.schema import Ratio, Schema
 
 Matrix = npt.NDArray[np.float32]
 Application = Mapping[str, Any]
@@ -134,11 +132,11 @@ class FrameEncoder:
         self._ratios = {name: _ratio_function(ratio, _column_quotient) for name, ratio in schema.ratios.items()}
         self.width = len(vectorizer.feature_names_)
 
-    def transform(self, table: pd.DataFrame | pa.Table | pa.RecordBatch) -> Matrix:
+    def transform(self, table: Table) -> Matrix:
         """Encode a table: shape (n, k), float32, C order, NaN = missing."""
-        rows = table.num_rows if isinstance(table, pa.Table | pa.RecordBatch) else len(table)
+        rows = len(table)
         columns = {
-            name: _numbers(table, name, rows) if field.is_numeric else self._codes(table, name, rows)
+            name: self._numbers(table, name) if field.is_numeric else self._codes(table, name)
             for name, field in self._schema.features.items()
         }
         matrix = np.zeros((rows, self.width), dtype=np.float32)
@@ -146,6 +144,29 @@ class FrameEncoder:
             block = slice(start, start + _BLOCK)
             self._fill(matrix[block], {name: column[block] for name, column in columns.items()})
         return matrix
+
+    def transform_rows(self, applications: Sequence[Application]) -> Matrix:
+        """Encode validated applications, column by column: shape (n, k), as `transform` gives it.
+
+        From some twenty applications on it is faster than `RowEncoder`.
+        """
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name, field in self._schema.features.items():
+            values = [application.get(name) for application in applications]
+            if field.is_numeric:
+                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
+            else:
+                positions = self._positions(name)
+                columns[name] = np.array([positions.get(value, -1) for value in values], dtype=np.intp)
+        matrix = np.zeros((len(applications), self.width), dtype=np.float32)
+        self._fill(matrix, columns)
+        return matrix
+
+    def _positions(self, name: str) -> dict[str | None, int]:
+        """Column of the one-hot of each category of a field."""
+        categories = self._schema.features[name].categories
+        columns = {category: self._vocabulary.get(f"{name}{self._separator}{category}") for category in categories}
+        return {category: column for category, column in columns.items() if column is not None}
 
     def _fill(self, matrix: Matrix, columns: dict[str, npt.NDArray[Any]]) -> None:
         vocabulary, numbers = self._vocabulary, {}
@@ -163,41 +184,22 @@ class FrameEncoder:
                 numbers[name] = np.where(np.abs(values) <= FLOAT32_MAX, values, np.nan)
             for name, values in numbers.items():
                 if name in vocabulary:
-                    matrix[:, vocabulary[name]] = values + 0.0
+                    matrix[:, vocabulary[name]] = values
+        # -0.0 becomes 0.0, as in DictVectorizer; here, because small negative numbers become -0.0 in float32.
+        matrix += np.float32(0)
 
-    def _codes(self, table: Any, name: str, rows: int) -> npt.NDArray[np.intp]:
+    def _numbers(self, table: Table, name: str) -> npt.NDArray[np.float64]:
+        column = pick(table, name)
+        return np.full(len(table), np.nan) if column is None else as_numbers(column)
+
+    def _codes(self, table: Table, name: str) -> npt.NDArray[np.intp]:
         """Column of the one-hot for each row: shape (n,), -1 = none."""
         categories = self._schema.features[name].categories
-        column = _column(table, name)
+        column = pick(table, name)
         if column is None:
-            return np.full(rows, -1, dtype=np.intp)
-        positions = [self._vocabulary.get(f"{name}{self._separator}{category}", -1) for category in categories]
-        found = pc.index_in(_decoded(column), value_set=pa.array(categories))
-        codes = found.fill_null(len(categories)).to_numpy(zero_copy_only=False)
-        return np.array([*positions, -1], dtype=np.intp)[codes]
-
-
-def _column(table: Any, name: str) -> pa.Array | None:
-    names = table.columns if isinstance(table, pd.DataFrame) else table.schema.names
-    if name not in names:
-        return None
-    column = pa.Array.from_pandas(table[name]) if isinstance(table, pd.DataFrame) else table.column(name)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.string())
-
-
-def _numbers(table: Any, name: str, rows: int) -> npt.NDArray[np.float64]:
-    if isinstance(table, pd.DataFrame) and name in table.columns:
-        return as_numbers(table[name])
-    column = _column(table, name)
-    if column is None:
-        return np.full(rows, np.nan)
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            return np.full(len(table), -1, dtype=np.intp)
+        one_hots = [self._vocabulary.get(f"{name}{self._separator}{category}", -1) for category in categories]
+        return np.array([*one_hots, -1], dtype=np.intp)[positions(column, categories)]
 
 
 def _set_one_hot(matrix: Matrix, codes: npt.NDArray[np.intp]) -> None:

@@ -33,6 +33,8 @@ class Evidence:
         The champion's version; None if there is no champion.
     champion_failure
         Why the champion cannot score the rows; empty if it can.
+    holdout_note
+        Why there are fewer rows than the candidate's run held out; empty if there are not.
     groups
         Audit field → its values for the same rows, shape (n,).
     schema_changes
@@ -50,6 +52,7 @@ class Evidence:
     champion: Probabilities | None
     champion_name: str | None
     champion_failure: str
+    holdout_note: str
     groups: Mapping[str, npt.NDArray[Any]]
     schema_changes: tuple[str, ...]
     monotone_breaks: tuple[str, ...]
@@ -215,7 +218,7 @@ def worse_by(
 
 
 def _holdout(evidence: Evidence, rows: int) -> Rule:
-    rule = _at_least("holdout_rows", float(len(evidence.labels)), float(rows))
+    rule = _at_least("holdout_rows", float(len(evidence.labels)), float(rows), evidence.holdout_note)
     if len(np.unique(evidence.labels)) < 2:
         return replace(rule, passed=False, note="both labels must occur")
     return rule

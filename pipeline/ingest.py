@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.columns import as_numbers
 from pipeline.errors import DataError
-from pipeline.schema import Schema, Violation, as_numbers, check_columns, violations
+from pipeline.schema import Schema, Violation, check_columns, violations
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def ingest(path: str | Path, schema: Schema) -> Ingested:
     if unknown:
         notes.append(f"ignored columns that the contract does not know: {', '.join(unknown)}")
     _check(labelled, schema, str(path))
-    return Ingested(_normalised(labelled, schema), tuple(notes))
+    return Ingested(normalised(labelled, schema), tuple(notes))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -91,7 +92,8 @@ def _check(table: pd.DataFrame, schema: Schema, source: str) -> None:
         raise DataError(f"{source}: breaks the contract (rows are counted from 1, without the header)\n{lines}")
 
 
-def _normalised(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
+def normalised(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
+    """Give valid rows the columns, types and order on which the split and everything behind it rely."""
     present = {name: field for name, field in schema.fields.items() if name in table.columns}
     columns = {
         name: as_numbers(table[name]) if field.is_numeric else table[name].astype("str").to_numpy()

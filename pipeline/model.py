@@ -114,6 +114,27 @@ def load_parts(uri: str) -> Parts:
     return read_parts(folder / "artifacts")
 
 
+def pinned(uri: str) -> str:
+    """Name a model exactly: an alias becomes the version that it stands for now.
+
+    Raises
+    ------
+    TrackingError
+        There is no such alias, or MLflow cannot be reached.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not uri.startswith("models:/") or not at:
+        return uri
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise TrackingError(f"{uri}: cannot be found ({reason}); name a model that is registered") from None
+
+
 def signature(schema: Schema) -> Any:
     """MLflow signature of the model: the contract's fields in, one probability of default a row out.
 

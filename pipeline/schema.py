@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
@@ -26,6 +26,8 @@ from pydantic import (
 from pydantic import Field as PydanticField
 from typing_extensions import TypedDict
 
+from pipeline import columns
+from pipeline.columns import Column, Table
 from pipeline.config import Settings
 from pipeline.errors import DataError
 
@@ -203,7 +205,7 @@ class Schema(Settings):
     def batch_adapter(self) -> TypeAdapter[list[dict[str, Any]]]:
         """The validator of a JSON array of applications; it stops at the first row that breaks the contract."""
         application = self._typed_dict()
-        return TypeAdapter(Annotated[list[application], FailFast()])  # type: ignore[valid-type]
+        return TypeAdapter(cast("Any", Annotated[list[application], FailFast()]))  # type: ignore[valid-type]
 
     def _typed_dict(self) -> Any:
         keys = {
@@ -264,7 +266,7 @@ class Violation:
         return f"{self.column}: {self.rule}: {count} {'row' if count == 1 else 'rows'}, first at {first}"
 
 
-def check_columns(frame: pd.DataFrame, schema: Schema, *, labelled: bool) -> None:
+def check_columns(table: Table, schema: Schema, *, labelled: bool) -> None:
     """Raise `DataError` if a column that the contract requires is absent.
 
     Parameters
@@ -272,45 +274,40 @@ def check_columns(frame: pd.DataFrame, schema: Schema, *, labelled: bool) -> Non
     labelled
         Whether the target's column is required too.
     """
+    present = columns.names(table)
     required = [name for name, field in schema.fields.items() if not field.optional]
     required += [schema.target.name] if labelled else []
-    absent = [name for name in required if name not in frame.columns]
+    absent = [name for name in required if name not in present]
     if not absent:
         return
-    known = {*schema.fields, schema.target.name}
-    unknown = [str(name) for name in frame.columns if name not in known]
+    unknown = [name for name in present if name not in {*schema.fields, schema.target.name}]
     hint = f"; columns unknown to the contract: {', '.join(unknown)}" if unknown else ""
     raise DataError(
         f"required columns are absent: {', '.join(absent)}{hint}; rename them, or adapt the schema file"
     )
 
 
-def violations(frame: pd.DataFrame, schema: Schema) -> Iterator[Violation]:
-    """Check every present field of a table against the contract, column by column.
+def violations(table: Table, schema: Schema) -> Iterator[Violation]:
+    """Check every present field of a table (pandas or Arrow) against the contract, column by column.
 
     Rows are counted from 1, without the header. Optional columns may be absent.
     """
     for name, field in schema.fields.items():
-        if name in frame.columns:
-            check = _numeric_violations if field.is_numeric else _category_violations
-            for rule, rows in check(frame[name], field):
-                if rows.any():
-                    yield Violation(name, rule, rows)
+        column = columns.pick(table, name)
+        if column is None:
+            continue
+        check = _numeric_violations if field.is_numeric else _category_violations
+        for rule, rows in check(column, field):
+            if rows.any():
+                yield Violation(name, rule, rows)
 
 
-def as_numbers(column: pd.Series[Any]) -> npt.NDArray[np.float64]:
-    """Numbers of a column: shape (n,), float64; absent and unreadable values are NaN."""
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _numeric_violations(column: pd.Series[Any], field: Field) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    empty = column.isna().to_numpy(dtype=bool)
-    if pd.api.types.is_bool_dtype(column):
+def _numeric_violations(column: Column, field: Field) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    empty = columns.is_empty(column)
+    if columns.is_boolean(column):
         yield "must be a number, not true or false", ~empty
         return
-    values = as_numbers(column)
+    values = columns.as_numbers(column)
     numeric = ~np.isnan(values)
     if not field.optional:
         yield "must not be missing", empty
@@ -321,12 +318,48 @@ def _numeric_violations(column: pd.Series[Any], field: Field) -> Iterator[tuple[
         yield "must be a whole number", numeric & np.isfinite(values) & (values != np.floor(values))
 
 
-def _category_violations(column: pd.Series[Any], field: Field) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    empty = column.isna().to_numpy(dtype=bool)
+def _category_violations(column: Column, field: Field) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    empty = columns.is_empty(column)
     if not field.optional:
         yield "must not be missing", empty
-    known = column.isin(list(field.categories)).to_numpy(dtype=bool)
+    known = columns.positions(column, field.categories) >= 0
     yield f"must be one of {', '.join(field.categories)}", ~empty & ~known
+
+
+def surely_valid(rows: Sequence[Any], schema: Schema) -> bool:
+    """Check parsed JSON values by columns: True only if `Schema.batch_adapter` accepts every row, unchanged.
+
+    It takes a third of the validator's time. False is no verdict: the validator must look closer, and can say why.
+    """
+    try:
+        return (
+            set(map(type, rows)) <= {dict}
+            and set().union(*rows) <= schema.fields.keys()
+            and all(_surely([row.get(name) for row in rows], field) for name, field in schema.fields.items())
+        )
+    except (TypeError, OverflowError):  # a list where a category should be; an integer beyond float64
+        return False
+
+
+def _surely(values: list[Any], field: Field) -> bool:
+    absent = {type(None)} if field.optional else set()
+    if not field.is_numeric:
+        return set(values) <= {*field.categories, *([None] if field.optional else [])}
+    types = set(map(type, values))
+    if not types <= {int, float} | absent:
+        return False
+    numbers = np.array(values, dtype=np.float64)
+    if type(None) in types:
+        numbers = numbers[~np.isnan(numbers)]
+    return _within(numbers, field)
+
+
+def _within(numbers: npt.NDArray[np.float64], field: Field) -> bool:
+    if not len(numbers):
+        return True
+    low, high = field.bounds
+    in_range = low <= numbers.min() and numbers.max() <= high and bool(np.isfinite(numbers).all())
+    return in_range and (field.kind != "integer" or bool((numbers == np.floor(numbers)).all()))
 
 
 def load_schema(source: Mapping[str, Any]) -> Schema:

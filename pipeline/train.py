@@ -24,6 +24,8 @@ from optuna.trial import FrozenTrial
 from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
 
+from pipeline import stream
+from pipeline.cluster import available_cores
 from pipeline.config import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings
 from pipeline.evaluate import Band, Probabilities, bands, metrics
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
@@ -33,9 +35,10 @@ from pipeline.model import CANDIDATE, DATA, DATA_DIGEST, SCHEMA_DIGEST, SEED, TE
 from pipeline.report import Report
 from pipeline.schema import Schema
 from pipeline.split import is_test_row
+from pipeline.stream import Survey, frame_digest
 from pipeline.tracking import TrialWriter, log_facts, parent_run, trial_writer
 from pipeline.tune import Best, best_of, finished_trials, open_study, search, study_inputs, study_name
-from pipeline.workers import available_cores, open_pool
+from pipeline.workers import open_pool
 
 NEXT = "make promote    (python -m pipeline promote)"
 
@@ -63,6 +66,8 @@ class Prepared:
     test: Side
     digest: str
     notes: tuple[str, ...]
+    survey: Survey | None = None
+    """What was found in a table that is streamed; the two sides are then those of the sample."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Outcome:
 
     best: Best
     booster: xgb.Booster
+    labels: Matrix
     probabilities: Probabilities
     metrics: dict[str, float]
     bands: list[Band]
@@ -103,8 +109,8 @@ def run(options: Namespace) -> Report:
         earlier = finished_trials(study)
         with trial_writer(parent, name, earlier, settings.tracking_patience) as writer:
             best = _search(study, settings, prepared, writer)
-        booster = fit(prepared.train, best, xgboost_parameters(settings, prepared))
-        outcome = judge(booster, best, prepared.test, thresholds)
+        booster = _fit(settings, prepared, best)
+        outcome = judge(booster, best, *_held_out(settings, prepared, booster), thresholds)
         _log_outcome(outcome, study, prepared, thresholds)
         version = log_model(
             booster, prepared.vectorizer, prepared.schema, metadata=_provenance(settings, prepared)
@@ -114,21 +120,26 @@ def run(options: Namespace) -> Report:
 
 def prepare(settings: TrainSettings, schema: Schema) -> Prepared:
     """Read, validate, split and encode the table."""
+    if stream.is_streamed(settings):
+        found = stream.survey(settings, schema)
+        return _prepared(settings, schema, found.sample, found.digest, found.notes, found)
     table = ingest(settings.data, schema)
+    return _prepared(settings, schema, table.frame, frame_digest(table.frame), table.notes)
+
+
+def _prepared(
+    settings: TrainSettings,
+    schema: Schema,
+    rows: pd.DataFrame,
+    digest: str,
+    notes: tuple[str, ...],
+    found: Survey | None = None,
+) -> Prepared:
     vectorizer = make_vectorizer(schema)
-    held_out = is_test_row(table.frame, schema, settings.seed, settings.test_share)
+    held_out = is_test_row(rows, schema, settings.seed, settings.test_share)
     encode = FrameEncoder(schema, vectorizer).transform
-    train, test = (
-        Side(frame, encode(frame), schema.labels(frame))
-        for frame in (table.frame[~held_out], table.frame[held_out])
-    )
-    return Prepared(schema, vectorizer, train, test, frame_digest(table.frame), table.notes)
-
-
-def frame_digest(frame: pd.DataFrame) -> str:
-    """Sha256 over the names and values of a table's columns, row by row in order; 32 hex digits."""
-    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
-    return hashlib.sha256("\n".join(frame.columns).encode() + rows.tobytes()).hexdigest()[:32]
+    train, test = (Side(frame, encode(frame), schema.labels(frame)) for frame in (rows[~held_out], rows[held_out]))
+    return Prepared(schema, vectorizer, train, test, digest, notes, found)
 
 
 def xgboost_parameters(settings: TrainSettings, prepared: Prepared) -> dict[str, Any]:
@@ -158,16 +169,31 @@ def fit(side: Side, best: Best, fixed: dict[str, Any]) -> xgb.Booster:
     return xgb.train({**fixed, **best.parameters, "nthread": threads}, data, best.rounds)
 
 
-def judge(booster: xgb.Booster, best: Best, side: Side, thresholds: Thresholds) -> Outcome:
-    """Evaluate a booster on held-out rows."""
-    probabilities = np.asarray(booster.inplace_predict(side.matrix))
+def judge(
+    booster: xgb.Booster, best: Best, labels: Matrix, probabilities: Matrix, thresholds: Thresholds
+) -> Outcome:
+    """Evaluate a booster on held-out rows: their labels and its probabilities, both shape (n,)."""
     return Outcome(
         best,
         booster,
+        labels,
         probabilities,
-        metrics(side.labels, probabilities),
-        bands(side.labels, probabilities, thresholds),
+        metrics(labels, probabilities),
+        bands(labels, probabilities, thresholds),
     )
+
+
+def _fit(settings: TrainSettings, prepared: Prepared, best: Best) -> xgb.Booster:
+    fixed = xgboost_parameters(settings, prepared)
+    if prepared.survey is None:
+        return fit(prepared.train, best, fixed)
+    return stream.fit(settings, prepared.schema, prepared.survey, {**fixed, **best.parameters}, best.rounds)
+
+
+def _held_out(settings: TrainSettings, prepared: Prepared, booster: xgb.Booster) -> tuple[Matrix, Matrix]:
+    if prepared.survey is None:
+        return prepared.test.labels, np.asarray(booster.inplace_predict(prepared.test.matrix))
+    return stream.held_out(settings, prepared.schema, prepared.survey, booster)
 
 
 def _settings(options: Namespace) -> TrainSettings:
@@ -281,7 +307,7 @@ def _log_outcome(outcome: Outcome, study: optuna.Study, prepared: Prepared, thre
         | {f"cv_{name}": value for name, value in outcome.best.scores.items()}
         | _band_metrics(outcome.bands),
     )
-    drawn = figures.performance_figures(prepared.test.labels, outcome.probabilities, thresholds)
+    drawn = figures.performance_figures(outcome.labels, outcome.probabilities, thresholds)
     drawn |= figures.booster_figures(*_explanation(outcome.booster, prepared))
     drawn |= figures.study_figures([trial.value for trial in finished_trials(study)], _importances(study))
     with tempfile.TemporaryDirectory() as folder:

@@ -57,7 +57,16 @@ def study_inputs(settings: TrainSettings, **digests: str) -> dict[str, Any]:
     """Everything that a score depends on: two studies with equal inputs give equal scores to equal parameters."""
     import xgboost
 
-    keys = {"seed", "test_share", "folds", "max_rounds", "early_stopping_rounds", "pruning", "search_space"}
+    keys = {
+        "search_rows",
+        "seed",
+        "test_share",
+        "folds",
+        "max_rounds",
+        "early_stopping_rounds",
+        "pruning",
+        "search_space",
+    }
     return {**settings.model_dump(mode="json", include=keys), "xgboost": xgboost.__version__, **digests}
 
 

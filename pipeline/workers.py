@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.cluster import available_cores, connect
 from pipeline.config import ClusterSettings
-from pipeline.errors import ClusterError
 from pipeline.folds import FoldSet, Timed, timed
 
 _PLUGIN = "training-rows"
@@ -60,11 +56,6 @@ def open_pool(folds: FoldSet, workers: int | None, cluster: ClusterSettings | No
         client.register_plugin(_rows_plugin(folds), name=_PLUGIN)
         threads = 1 if cluster else cores // workers
         yield _DaskPool(client.get_executor(pure=False), slots=sum(client.nthreads().values()), threads=threads)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InProcess:
@@ -115,7 +106,7 @@ def _client(workers: int, cluster: ClusterSettings | None) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     if cluster:
-        with _connected(cluster.address) as client:
+        with connect(cluster.address) as client:
             yield client
         return
     with (
@@ -130,31 +121,3 @@ def _client(workers: int, cluster: ClusterSettings | None) -> Iterator[Any]:
         Client(local) as client,
     ):
         yield client
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
-    with client, tempfile.TemporaryDirectory() as folder:
-        if not client.nthreads():
-            raise ClusterError(
-                f"cluster.address {address}: the cluster has no workers; start `dask worker {address}`"
-            )
-        client.upload_file(_zipped_package(Path(folder)))
-        yield client
-
-
-def _zipped_package(folder: Path) -> str:
-    """Zip this package, so that the workers run the code of this process."""
-    package = Path(__file__).parent
-    archive = folder / "pipeline.zip"
-    with zipfile.ZipFile(archive, "w") as target:
-        for source in sorted(package.glob("*.py")):
-            target.write(source, f"{package.name}/{source.name}")
-    return str(archive)

@@ -37,11 +37,11 @@ def bentoml_options(settings: ServeSettings, *, with_keys: bool) -> dict[str, An
     return options if with_keys else {**options, "http": {"host": LOOPBACK}}
 
 
-class LeanService(bentoml.Service[Any]):  # type: ignore[misc]
+class LeanService(bentoml.Service[Any]):
     """A BentoML service without the middlewares that ``conf/serve.yaml`` leaves off.
 
-    BentoML's configuration cannot leave out two of them: tracing costs 25 µs a request even where it traces nothing,
-    and the timeout a task and a timer that outlives the request.
+    BentoML's configuration cannot leave out two of them: tracing, which costs something even where it traces
+    nothing, and the timeout, a task and a timer that outlives its request.
     """
 
     def to_asgi(self, is_main: bool = True) -> Any:

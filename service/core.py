@@ -134,9 +134,10 @@ class Core:
         """Give what answers now."""
         return self.promoted.current()
 
-    def exposition(self) -> bytes:
-        """Give the metrics of all workers."""
-        return self.metrics.exposition(self.promoted.promotion, behind=self.promoted.is_behind)
+    def show(self) -> None:
+        """Bring the metrics up to this moment."""
+        self.promoted.current()
+        self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
 
     def _version(self) -> Version:
         version = self.promoted.current()
@@ -198,7 +199,7 @@ class Core:
 
 
 class Slots:
-    """A bounded number of things under way: who comes beyond it is told at once, instead of waiting without end."""
+    """A bounded number of things under way: who comes beyond it is told at once, not kept waiting without end."""
 
     def __init__(self, limit: int, retry_after_seconds: int) -> None:
         self._free = limit

@@ -1,4 +1,4 @@
-"""What a client sends in, a body that is worth parsing out; everything else is refused before it costs anything."""
+"""What a client sends in, a body worth parsing out; everything else is refused before it costs anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DRAINABLE = 16
 answer; beyond that the connection is closed under it."""
 
 
-class ClientGone(Exception):  # noqa: N818
+class ClientGone(Exception):
     """The client closed the connection before its request was whole: nobody waits for an answer."""
 
 

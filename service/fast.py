@@ -96,7 +96,8 @@ class FastPath:
         self._core = core
         self._door = Door(keys)
         self._ids = RequestIds()
-        self._document = lambda: openapi(describe(), core, with_keys=bool(keys))
+        self._describe = describe
+        self._with_keys = bool(keys)
         self._endpoints = self._routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,11 +165,13 @@ class FastPath:
         return Answer(orjson.dumps(self._core.model()))
 
     async def _metrics(self, _: Request) -> Answer:
+        self._core.show()
         # Reading the files of all workers takes milliseconds: not in the loop.
-        return Answer(await asyncio.to_thread(self._core.exposition), content_type=CONTENT_TYPE)
+        return Answer(await asyncio.to_thread(self._core.metrics.exposition), content_type=CONTENT_TYPE)
 
     async def _docs(self, _: Request) -> Answer:
-        return Answer(orjson.dumps(self._document()))
+        document = openapi(self._describe(), self._core, with_keys=self._with_keys)
+        return Answer(orjson.dumps(document))
 
     def _trace_id(self) -> str:
         if not self._core.settings.bentoml.tracing:

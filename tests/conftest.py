@@ -115,7 +115,8 @@ def copy_project(folder: Path) -> Project:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project trained by the real ``mlflow run``."""
     project = copy_project(tmp_path_factory.mktemp("project"))
-    project.run("mlflow", "run", ".", "--env-manager", "local", "-P", "trials=3")
+    local = ("--env-manager", "local", "--experiment-name", "credit_risk")
+    project.run("mlflow", "run", ".", *local, "-P", "trials=3")
     return project
 
 

@@ -1,0 +1,72 @@
+"""The address of a Dask scheduler in, a client out whose workers run this very code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ClusterError
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """Connect to a running cluster, and send it this package.
+
+    Raises
+    ------
+    ClusterError
+        No scheduler answers there, or it has no workers.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
+    with client, tempfile.TemporaryDirectory() as folder:
+        if not client.nthreads():
+            raise ClusterError(
+                f"cluster.address {address}: the cluster has no workers; start `dask worker {address}`"
+            )
+        client.upload_file(_zipped_package(Path(folder)))
+        yield client
+
+
+@contextmanager
+def cluster_failures() -> Iterator[None]:
+    """Turn what a cluster raises when it breaks off into one readable error.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler or too many workers went away.
+    """
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        yield
+    except (OSError, CancelledError, KilledWorker) as error:
+        raise ClusterError(
+            f"the cluster broke off ({type(error).__name__}); look at its log, and run again"
+        ) from None
+
+
+def _zipped_package(folder: Path) -> str:
+    """Zip this package, so that the workers run the code of this process."""
+    package = Path(__file__).parent
+    archive = folder / "pipeline.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for source in sorted(package.glob("*.py")):
+            target.write(source, f"{package.name}/{source.name}")
+    return str(archive)

@@ -1,0 +1,221 @@
+"""A store with promoted versions, and real servers over it, for the tests that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import xgboost as xgb
+import yaml
+from sklearn.feature_extraction import DictVectorizer
+
+from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
+from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
+from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
+from pipeline.schema import Schema
+from tests.conftest import PROJECT
+
+TAG = "credit_risk_model:v{}"
+
+
+def quick_booster(applications: pd.DataFrame, schema: Schema, seed: int = 0) -> tuple[xgb.Booster, DictVectorizer]:
+    """Train 50 small trees on the real data; another seed gives another model."""
+    vectorizer = make_vectorizer(schema)
+    matrix = xgb.DMatrix(FrameEncoder(schema, vectorizer).transform(applications), schema.labels(applications))
+    parameters = {"objective": "binary:logistic", "eta": 0.1, "max_depth": 3, "subsample": 0.5, "seed": seed}
+    return xgb.train(parameters, matrix, 50), vectorizer
+
+
+def rows_of(applications: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
+    """The applications as requests: absent numbers are null."""
+    rows: list[dict[str, Any]] = json.loads(applications[list(schema.fields)].to_json(orient="records"))
+    return rows
+
+
+def put_in_store(
+    version: int,
+    booster: xgb.Booster,
+    vectorizer: DictVectorizer,
+    schema: Schema,
+    golden_rows: Sequence[Mapping[str, Any]],
+) -> Promotion:
+    """Write a version into the store of ``$BENTOML_HOME`` as a promotion leaves it; it is not promoted yet."""
+    tag = TAG.format(version)
+    folder = version_home(tag)
+    folder.mkdir(parents=True)
+    booster.save_model(folder / BOOSTER_FILE)
+    matrix = RowEncoder(schema, vectorizer).transform(golden_rows)
+    golden = {"rows": list(golden_rows), "probabilities": booster.inplace_predict(matrix).tolist()}
+    objects = {VECTORIZER: vectorizer, SCHEMA: schema.document(), GOLDEN: golden}
+    (folder / OBJECTS_FILE).write_bytes(cloudpickle.dumps(objects))
+    (folder / "model.yaml").write_text(yaml.safe_dump({"name": tag.partition(":")[0], "version": f"v{version}"}))
+    return Promotion(
+        tag=tag,
+        version=version,
+        run_id=f"{version:032x}",
+        since=pd.Timestamp.now("UTC").isoformat(),
+        by="test",
+        why="promote",
+        digests=file_digests(folder),
+    )
+
+
+def promote(promotion: Promotion) -> None:
+    """Make a stored version the promoted one."""
+    write_pointer(promotion)
+
+
+def changed_conf(folder: Path, **changes: Any) -> Path:
+    """Copy the shipped ``conf/`` with some keys of ``serve.yaml`` changed: ``a__b=1`` sets ``b`` below ``a``."""
+    conf = folder / "conf"
+    conf.mkdir(parents=True)
+    (conf / "schema.yaml").write_text((PROJECT / "conf/schema.yaml").read_text())
+    document = yaml.safe_load((PROJECT / "conf/serve.yaml").read_text())
+    for path, value in changes.items():
+        *owners, key = path.split("__")
+        owner = document
+        for name in owners:
+            owner = owner[name]
+        assert key in owner, path
+        owner[key] = value
+    (conf / "serve.yaml").write_text(yaml.safe_dump(document))
+    return conf
+
+
+class Server:
+    """A running ``bentoml serve``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def call(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """One request: status, decoded JSON (else text), headers in lower case."""
+        data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
+        given = {"Content-Type": "application/json", **(headers or {})}
+        request = Request(self.url + path, data=data, headers=given, method=method)
+        try:
+            with urlopen(request, timeout=30) as response:
+                return response.status, _decoded(response.read()), _lower(response.headers)
+        except HTTPError as error:
+            with error:
+                return error.code, _decoded(error.read()), _lower(error.headers)
+
+    def stop(self) -> int:
+        """Ask it to end as an orchestrator does, and wait."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ready: bool = True,
+    arguments: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Run ``bentoml serve`` in the project's folder over ``$BENTOML_HOME`` until the block ends.
+
+    Parameters
+    ----------
+    folder
+        For its log.
+    ready
+        Wait for ``/readyz``; else for ``/livez`` only.
+    """
+    port = free_port()
+    log = folder / f"serve-{port}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", "--port", str(port), *arguments],
+            cwd=PROJECT,
+            env={**os.environ, **(environment or {})},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(process, port, log)
+    try:
+        _await(server, "/readyz" if ready else "/livez")
+        yield server
+    finally:
+        _end(server)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await(server: Server, path: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log}")
+        try:
+            if server.call(path)[0] == 200:
+                return
+        except (URLError, OSError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was not answered in time:\n{server.log}")
+
+
+def _end(server: Server) -> None:
+    try:
+        server.stop()
+    finally:
+        if server.process.poll() is None:
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait()
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def log_odds(probability: float) -> float:
+    """Log-odds of a probability."""
+    return float(np.log(probability) - np.log1p(-probability))

@@ -110,7 +110,7 @@ def copy_project(folder: Path) -> Project:
     """Copy what the project consists of; state is made anew below `folder`."""
     for name in ("pipeline", "service", "conf", "data"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock"):
+    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock", "requirements.serve.lock"):
         shutil.copy(PROJECT / name, folder / name)
     settings = ("MLFLOW_", "BENTOML_", "CREDIT_RISK_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}

@@ -11,7 +11,8 @@ from tests.conftest import Project, copy_project
 
 APPLICANT = {
     "seniority": 3, "home": "owner", "time": 36, "age": 26, "marital": "single", "records": "no",
-    "job": "freelance", "expenses": 35, "income": 0.0, "assets": 60000.0, "debt": 3000.0, "amount": 800, "price": 1000,
+    "job": "freelance", "expenses": 35, "income": 0.0, "assets": 60000.0, "debt": 3000.0, "amount": 800,
+    "price": 1000,
 }  # fmt: skip
 
 

@@ -85,13 +85,11 @@ def test_kill_9_during_a_rollback_and_a_sync(promoted_machine: Machine, tmp_path
     assert whole(machine) == GOOD
     assert machine.run("sync").code == 0
     settled(machine, GOOD)
-    for failpoint in ("after-rename", "after-pointer"):
+    for failpoint, version in (("after-rename", BETTER), ("after-pointer", THIRD)):
+        assert machine.run("promote", "--version", str(version)).code == 0
         assert other.run("sync", failpoint=failpoint).code == -signal.SIGKILL
         assert other.run("sync").code == 0
-        settled(other, GOOD)
-        assert machine.run("promote", "--version", "2").code == 0
-    assert other.run("sync").code == 0
-    settled(other, BETTER)
+        settled(other, version)
 
 
 def test_two_promotions_at_once_are_one_after_the_other(promoted_machine: Machine) -> None:

@@ -167,6 +167,7 @@ def test_an_altered_version_is_no_target_of_a_rollback_until_promoted_again(prom
     succeed(machine.run("promote", "--version", "2"))
     booster = machine.folder(1) / "saved_model.ubj"
     booster.write_bytes(booster.read_bytes()[:-1] + b"\0")
+    assert "whole" in succeed(machine.run("status")).out
     assert "promote --version 1" in fail(machine.run("rollback"))
     agrees(machine, BETTER)
     shutil.rmtree(machine.folder(1))
@@ -182,6 +183,7 @@ def test_what_cannot_be_found_is_said_in_one_line(machine: Machine) -> None:
     assert "registered no version" in fail(machine.run("promote", "--run-id", "0" * 32))
     assert "no champion yet" in fail(machine.run("sync"))
     assert "start the server" in fail(machine.on(AWAY).run("promote"))
+    assert "secret" not in fail(machine.on("http://me:secret@127.0.0.1:9").run("promote"))
     assert "train first" in fail(machine.on("sqlite:////nowhere/mlflow.db").run("promote"))
     assert "no such file" in fail(machine.run("promote", "--data", "nowhere.csv"))
     assert machine.pointer() is None
@@ -239,6 +241,7 @@ def test_another_machine_follows_the_champion(promoted_machine: Machine, tmp_pat
     succeed(other.run("sync"))
     assert file_digests(other.models) == before
     (other.folder(1) / "saved_model.ubj").write_bytes(b"")
+    assert "ALTERED" in succeed(other.run("status")).out
     succeed(other.run("sync"))
     agrees(other, GOOD)
     succeed(machine.run("promote", "--version", "2"))

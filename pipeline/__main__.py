@@ -87,6 +87,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a time above 0 seconds, received {text}")
+    return number
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=_optional(str), metavar="PATH", help="CSV, Parquet or folder of Parquet (conf: data)")
@@ -101,7 +108,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _promote(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--version", type=_optional(_positive), metavar="N", help="version of the registered model")
-    which.add_argument("--run-id", metavar="ID", help="the version that this MLflow run registered")
+    which.add_argument(
+        "--run-id", type=_optional(str), metavar="ID", help="the version that this MLflow run registered"
+    )
     which.add_argument("--best", action="store_true", help="the version with the best test log loss")
     add = parser.add_argument
     add("--config", default="conf/promote.yaml", metavar="PATH", help="file of the gates")
@@ -120,7 +129,7 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
 
 def _sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="conf/promote.yaml", metavar="PATH", help="file of the defaults")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="keep following, looking this often")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="keep following, looking this often")
 
 
 def _score(parser: argparse.ArgumentParser) -> None:

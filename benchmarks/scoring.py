@@ -181,7 +181,8 @@ def default_model() -> tuple[Schema, xgb.Booster]:
     settings = TrainSettings.load(CONF / "train.yaml")
     schema = Schema.load(settings.contract)
     prepared = prepare(settings, schema)
-    first: dict[str, Any] = {**settings.first_trial, "max_depth": int(settings.first_trial["max_depth"])}
+    first: dict[str, Any] = {str(name): value for name, value in settings.first_trial.items()}
+    first["max_depth"] = int(first["max_depth"])
     return schema, fit(prepared.train, Best(0, first, TREES, {}), xgboost_parameters(settings, prepared))
 
 
@@ -233,6 +234,7 @@ def draw(encoding: Mapping[str, float], scoring: Mapping[str, float], rows: int)
         figure.subplots(2, 1, height_ratios=(len(encoding), len(scoring))),
         (encoding, scoring),
         ("encode", "score"),
+        strict=True,
     ):
         names = list(seconds)[::-1]
         bars = axes.barh(names, [seconds[name] for name in names], color="#0b6e4f")

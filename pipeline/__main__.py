@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", "pipeline.promote:status", "show what is promoted, and the history")
     _sync(_command(commands, "sync", "pipeline.promote:sync", "make this machine follow MLflow's champion"))
     _score(_command(commands, "score", "pipeline.score:run", "decide on every row of a table"))
+    _decisions(_command(commands, "decisions", "pipeline.decisions:run", "read the service's decision log"))
     return parser
 
 
@@ -128,6 +130,14 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("--config", default="conf/score.yaml", metavar="PATH", help="file of the defaults")
     add("--threads", type=_optional(_positive), metavar="N", help="batches scored at once (conf: threads)")
     add("--rejects", metavar="FILE", help="CSV of the rows that break the contract; default: OUTPUT.rejects.csv")
+
+
+def _decisions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--folder", metavar="DIR", help="the decision log (default: decision_log.folder of conf/serve.yaml)")
+    add("--since", type=datetime.fromisoformat, metavar="TIME", help="leave out what is older; ISO 8601, UTC")
+    add("--model", metavar="TAG", help="only decisions of this version, such as credit_risk_model:v3")
+    add("--output", metavar="FILE", help="write them as one table; CSV or Parquet, by the name's ending")
 
 
 if __name__ == "__main__":

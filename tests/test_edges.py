@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +14,18 @@ from pipeline.pointer import Promotion
 from pipeline.schema import Schema
 from service.edges import KEYS_VARIABLE, Door, RequestIds
 from service.refusal import Refusal
-from tests.serving import Server, Store, changed_conf, serving
+from tests.serving import Server, Store, changed_conf, receive, serving
 
 SCHEMA = Schema.load(Path(__file__).parent.parent / "conf/schema.yaml")
 BODY = json.dumps(SCHEMA.example()).encode()
+HEAD = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
-def send_raw(server: Server, data: bytes, *, wait: float = 10.0) -> bytes:
+def send_raw(server: Server, data: bytes) -> bytes:
     """Send bytes as they are; everything that comes back until the server closes or falls silent."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+    with server.connection() as connection:
         connection.sendall(data)
         return receive(connection)
-
-
-def receive(connection: socket.socket) -> bytes:
-    """One answer, or all that comes before the end."""
-    received = b""
-    while True:
-        try:
-            chunk = connection.recv(65536)
-        except TimeoutError:
-            return received
-        received += chunk
-        head, separator, body = received.partition(b"\r\n\r\n")
-        length = next(
-            (int(line[16:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
-        )
-        if not chunk or (separator and len(body) >= length):
-            return received
 
 
 def assert_refused(found: tuple[int, Any, Any], status: int) -> None:
@@ -79,7 +62,7 @@ def test_a_body_beyond_the_limit_is_refused(server: Server, path: str, limit: in
 
 
 def test_a_body_without_a_declared_length_is_counted_as_it_arrives(server: Server) -> None:
-    head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
     assert b" 413 " in send_raw(server, head + chunk * 17).split(b"\r\n")[0]
     pieces = b"".join(b"%x\r\n%b\r\n" % (len(BODY[i : i + 7]), BODY[i : i + 7]) for i in range(0, len(BODY), 7))
@@ -87,7 +70,7 @@ def test_a_body_without_a_declared_length_is_counted_as_it_arrives(server: Serve
 
 
 def test_an_endless_declared_body_is_refused_before_it_is_sent(server: Server) -> None:
-    head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n"
+    head = HEAD + b"Content-Length: 99999999999\r\n\r\n"
     began = time.monotonic()
     assert b" 413 " in send_raw(server, head).split(b"\r\n")[0]
     assert time.monotonic() - began < 5
@@ -96,9 +79,9 @@ def test_an_endless_declared_body_is_refused_before_it_is_sent(server: Server) -
 def test_a_client_that_stops_sending_is_told_and_closed(tmp_path: Path, store: Store, monkeypatch: Any) -> None:
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1, limits__body_seconds=0.3)))
-    head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 300\r\n\r\n"
+    head = HEAD + b"Content-Length: 300\r\n\r\n"
     with serving(tmp_path) as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with server.connection() as connection:
             connection.sendall(head + b"{")
             answer = receive(connection)
             assert answer.startswith(b"HTTP/1.1 408 ")
@@ -108,9 +91,9 @@ def test_a_client_that_stops_sending_is_told_and_closed(tmp_path: Path, store: S
 
 
 def test_a_client_that_leaves_in_the_middle_harms_nobody(server: Server) -> None:
-    head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 300\r\n\r\n"
+    head = HEAD + b"Content-Length: 300\r\n\r\n"
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        with server.connection() as connection:
             connection.sendall(head + b"{")
     assert server.call("/classify", raw=BODY)[0] == 200
     assert "Traceback" not in server.log
@@ -264,7 +247,7 @@ def test_an_applicants_values_are_in_no_log(server: Server) -> None:
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     ids = [f"p{number}" for number in range(20)]
     data = b"".join(request("/classify", BODY, {"X-Request-ID": name}) for name in ids)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with server.connection() as connection:
         connection.sendall(data)
         received = b""
         while received.count(b'"request_id"') < 20:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _package(
         _command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version")
     )
+    _decisions(_command(commands, "decisions", "pipeline.decisions:run", "read the service's decision log"))
     return parser
 
 
@@ -146,6 +148,14 @@ def _package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unpinned", action="store_true", help="no version inside: it serves a mounted store only"
     )
+
+
+def _decisions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--folder", metavar="DIR", help="the decision log (default: decision_log.folder of conf/serve.yaml)")
+    add("--since", type=datetime.fromisoformat, metavar="TIME", help="leave out what is older; ISO 8601, UTC")
+    add("--model", metavar="TAG", help="only decisions of this version, such as credit_risk_model:v3")
+    add("--output", metavar="FILE", help="write them as one table; CSV or Parquet, by the name's ending")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", "pipeline.promote:status", "show what is promoted, and the history")
     _sync(_command(commands, "sync", "pipeline.promote:sync", "make this machine follow MLflow's champion"))
     _score(_command(commands, "score", "pipeline.score:run", "decide on every row of a table"))
-    _package(_command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version"))
+    _package(
+        _command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version")
+    )
     return parser
 
 
@@ -132,7 +134,9 @@ def _score(parser: argparse.ArgumentParser) -> None:
 
 
 def _package(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--unpinned", action="store_true", help="no version inside: it serves a mounted store only")
+    parser.add_argument(
+        "--unpinned", action="store_true", help="no version inside: it serves a mounted store only"
+    )
 
 
 if __name__ == "__main__":

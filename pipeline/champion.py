@@ -229,16 +229,21 @@ class Settling:
 
 def answer() -> None:
     """Be the process of `Settling`: one promotion on stdin, one JSON object on stdout."""
-    with contextlib.suppress(ImportError):
-        import mlflow  # noqa: F401  (while the other process looks at the stored model)
+    with contextlib.suppress(TrackingError), _asking():
+        pass  # imports MLflow and opens its store, while the other process looks at the stored model
     text = sys.stdin.read()
-    if not text:
-        return
+    if text:
+        sys.stdout.write(json.dumps(_answer(text)))
+        sys.stdout.flush()
+    # Nothing is left to do, and MLflow's modules take half a second to tear down.
+    os._exit(0)
+
+
+def _answer(text: str) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = {"champion": settle(Promotion.model_validate_json(text))}
+        return {"champion": settle(Promotion.model_validate_json(text))}
     except TrackingError as error:
-        result = {"error": str(error)}
-    sys.stdout.write(json.dumps(result))
+        return {"error": str(error)}
 
 
 @contextlib.contextmanager

@@ -189,9 +189,7 @@ class Share:
             tempfile.TemporaryDirectory(prefix="pages-", dir=self.cache) as folder,
             tqdm(total=rounds, desc="rounds", unit="round", disable=None if shown else True) as bar,
         ):
-            pages = _Pages(lambda: self.pages(TRAIN), Path(folder))
-            data = xgb.ExtMemQuantileDMatrix(pages, nthread=parameters["nthread"])
-            return xgb.train(dict(parameters), data, rounds, callbacks=[_Rounds(bar)])
+            return self._train(parameters, rounds, Path(folder), bar)
 
     def split(self, parts: int) -> list[Share]:
         """Cut into at most so many shares of whole row groups, about equally long."""
@@ -206,6 +204,11 @@ class Share:
             )
             for members in (np.flatnonzero(owners == owner) for owner in np.unique(owners))
         ]
+
+    def _train(self, parameters: Mapping[str, Any], rounds: int, folder: Path, bar: Any) -> xgb.Booster:
+        # Gone with this function: XGBoost removes its pages before their folder is removed.
+        data = xgb.ExtMemQuantileDMatrix(_Pages(lambda: self.pages(TRAIN), folder), nthread=parameters["nthread"])
+        return xgb.train(dict(parameters), data, rounds, callbacks=[_Rounds(bar)])
 
     def _blocks(self, side: int) -> Pages:
         schema = load_schema(self.schema)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -24,11 +25,13 @@ import yaml
 from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
+from pipeline.config import ServeSettings
 from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
 from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
 from pipeline.schema import Schema
-from tests.conftest import PROJECT
+from service.core import Core
 
+PROJECT = Path(__file__).parent.parent
 TAG = "credit_risk_model:v{}"
 
 
@@ -74,6 +77,24 @@ def put_in_store(
     )
 
 
+class Store:
+    """Versions 1 and 2 of a quick model in the BentoML store of ``$BENTOML_HOME``; nothing promoted at first."""
+
+    def __init__(self, promotions: Mapping[int, Promotion]) -> None:
+        self.promotions = promotions
+
+    def promote(self, version: int) -> Promotion:
+        """Make a version the promoted one."""
+        now = pd.Timestamp.now("UTC").isoformat()
+        promotion = self.promotions[version].model_copy(update={"since": now})
+        write_pointer(promotion)
+        return promotion
+
+    def file(self, version: int, name: str = BOOSTER_FILE) -> Path:
+        """A file of a stored version."""
+        return version_home(TAG.format(version)) / name
+
+
 def promote(promotion: Promotion) -> None:
     """Make a stored version the promoted one."""
     write_pointer(promotion)
@@ -94,6 +115,16 @@ def changed_conf(folder: Path, **changes: Any) -> Path:
         owner[key] = value
     (conf / "serve.yaml").write_text(yaml.safe_dump(document))
     return conf
+
+
+def make_core(**changes: Any) -> Core:
+    """The service's core over ``$BENTOML_HOME`` in this process; it records nothing unless told to.
+
+    `changes` are keys of ``conf/serve.yaml``, written as for `changed_conf`.
+    """
+    with TemporaryDirectory() as folder:
+        conf = changed_conf(Path(folder), **{"decision_log__enabled": False, **changes})
+        return Core(ServeSettings.load(conf / "serve.yaml"), Path(folder))
 
 
 class Server:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.rounds import Figures
 
@@ -21,10 +22,13 @@ def peers(measured: Mapping[str, Figures], ours: str, path: Path) -> None:
     figure = Figure(figsize=(11, 1.2 + 0.55 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     bars = left.barh(names, rates, color=[_OURS if name == ours else _OTHERS for name in names])
-    ratios = ["" if name == ours else f"  (÷ {measured[ours].rate / measured[name].rate:.1f})" for name in names]
+    ratios = [
+        "" if name == ours else f"  (ours: {measured[ours].rate / measured[name].rate:.1f} times)"
+        for name in names
+    ]
     labels = [f"{rate:,.0f}{ratio}" for rate, ratio in zip(rates, ratios, strict=True)]
     left.bar_label(bars, labels, padding=4)
-    left.set_xlim(0, 1.22 * max(rates))
+    left.set_xlim(0, 1.3 * max(rates))
     left.set_xlabel("answers a second, median of the rounds")
     for position, name in enumerate(names):
         seen = measured[name]
@@ -32,6 +36,7 @@ def peers(measured: Mapping[str, Figures], ours: str, path: Path) -> None:
         right.scatter(seen.p50, position, color=_OURS, zorder=2, label="median" if not position else None)
         right.scatter(seen.p99, position, color=_TAIL, zorder=2, label="99th percentile" if not position else None)
     right.set_xscale("log")
+    right.xaxis.set_major_formatter(ScalarFormatter())
     right.set_xlabel("milliseconds to an answer (log scale)")
     right.grid(axis="x", alpha=0.3)
     right.legend(loc="upper right")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import process_time
+from typing import Any
 
 import httpx
 
@@ -88,12 +89,18 @@ class Rounds:
 
 
 def single(server: Server) -> list[bytes]:
-    """The server's own body as one request, after seeing that it is answered 200.
+    """The server's own body as one request, after seeing that it is answered 200: see `ask`."""
+    ask(server)
+    return [request(server.service.path, server.service.body)]
+
+
+def ask(server: Server) -> Any:
+    """Ask the server once with its own body: the JSON answer.
 
     Raises
     ------
     RuntimeError
-        It is answered otherwise: a measurement of errors would look fast.
+        It is answered otherwise than 200: a measurement of errors would look fast.
     """
     service = server.service
     answer = httpx.post(
@@ -104,7 +111,7 @@ def single(server: Server) -> list[bytes]:
     )
     if answer.status_code != OK:
         raise RuntimeError(f"{service.name}: answered {answer.status_code}: {answer.text[:300]}")
-    return [request(service.path, service.body)]
+    return answer.json()
 
 
 def failed_requests(result: LoadResult) -> int:

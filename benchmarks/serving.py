@@ -17,8 +17,8 @@ import argparse
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,9 +27,10 @@ from typing import Any, cast
 from benchmarks import endurance, figures
 from benchmarks.load import request
 from benchmarks.peers import EMPTY_LEAN, FASTAPI, MLFLOW, TUTORIAL, peers
-from benchmarks.rounds import CONNECTIONS, Figures, Rounds, markdown, single
+from benchmarks.rounds import CONNECTIONS, Figures, Rounds, ask, markdown, single
 from benchmarks.scratch import Scratch
-from benchmarks.servers import PROJECT, Service, running
+from benchmarks.servers import PROJECT, Server, Service, running
+from pipeline.bundle import TOLERANCE
 from pipeline.ingest import ingest
 from pipeline.schema import Schema
 
@@ -99,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def compare_peers(bench: Bench) -> str:
     """One worker each, 16 keep-alive connections: answers a second, latencies, and the ratios."""
     services = [bench.ours(), *peers(bench.scratch, bench.schema.example(), version=2)]
-    measured = _measure(services, bench.rounds)
+    with _running(services) as servers:
+        _check_agreement(servers)
+        measured = bench.rounds.of({server.service.name: (server, single(server)) for server in servers})
     figures.peers(measured, OURS, bench.folder / "serving.png")
     ours = measured[OURS]
     rows = [
@@ -203,11 +206,31 @@ def _prepare(folder: Path, options: argparse.Namespace) -> Bench:
     return Bench(scratch, Schema.load(PROJECT / "conf/schema.yaml"), rounds, options.figures, options.quick)
 
 
-def _measure(services: Sequence[Service], rounds: Rounds) -> dict[str, Figures]:
-    """Start all servers, then load them in turn: an idle one costs nothing, a restart between rounds would."""
+@contextmanager
+def _running(services: Sequence[Service]) -> Iterator[list[Server]]:
+    """Start all servers, to load them in turn: an idle one costs nothing, a restart between rounds would."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(running(service)) for service in services]
+        yield [stack.enter_context(running(service)) for service in services]
+
+
+def _measure(services: Sequence[Service], rounds: Rounds) -> dict[str, Figures]:
+    with _running(services) as servers:
         return rounds.of({server.service.name: (server, single(server)) for server in servers})
+
+
+def _check_agreement(servers: Sequence[Server]) -> None:
+    """See that all that decide give the same probability: speed is compared for the same work."""
+    given = {server.service.name: _probability(ask(server)) for server in servers}
+    decided = {name: probability for name, probability in given.items() if probability is not None}
+    if max(decided.values()) - min(decided.values()) > TOLERANCE:
+        raise RuntimeError(f"the services must give the same probability, gave {decided}")
+
+
+def _probability(answer: Any) -> float | None:
+    """Read the probability of default from a service's own form of answer; None: it gives none."""
+    if "predictions" in answer:
+        return float(answer["predictions"][0])
+    return answer.get("probability")
 
 
 def _beside(measured: dict[str, Figures], ratio: str) -> str:

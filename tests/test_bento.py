@@ -65,6 +65,7 @@ def test_bento_holds_the_serving_side_and_nothing_else(bento: Path) -> None:
         "bundle",
         "pointer",
         "failpoint",
+        "columns",
     }
     assert not list(bento.rglob("*.csv"))
     assert not (bento / "src/tests").exists()

@@ -63,4 +63,4 @@ bench: setup  ## Measure: recipe, training, scoring, serving, faults (needs a qu
 
 lock: setup  ## Resolve both locks anew from pyproject.toml
 	uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.lock
-	uv pip compile --group serve $(LOCK) -o requirements.serve.lock
+	uv pip compile --group serve -c requirements.lock $(LOCK) -o requirements.serve.lock

@@ -129,7 +129,10 @@ class FrameEncoder:
         self._schema = schema
         self._vocabulary: dict[str, int] = vectorizer.vocabulary_
         self._separator: str = vectorizer.separator
-        self._ratios = {name: _ratio_function(ratio, _column_quotient) for name, ratio in schema.ratios.items()}
+        # Compiled here: a ratio finds its names by parsing its expression.
+        self._ratios = {
+            name: (ratio.names, _ratio_function(ratio, _column_quotient)) for name, ratio in schema.ratios.items()
+        }
         self.width = len(vectorizer.feature_names_)
 
     def transform(self, table: Table) -> Matrix:
@@ -145,6 +148,29 @@ class FrameEncoder:
             self._fill(matrix[block], {name: column[block] for name, column in columns.items()})
         return matrix
 
+    def transform_rows(self, applications: Sequence[Application]) -> Matrix:
+        """Encode validated applications, column by column: shape (n, k), as `transform` gives it.
+
+        From some twenty applications on it is faster than `RowEncoder`.
+        """
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name, field in self._schema.features.items():
+            values = [application.get(name) for application in applications]
+            if field.is_numeric:
+                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
+            else:
+                positions = self._positions(name)
+                columns[name] = np.array([positions.get(value, -1) for value in values], dtype=np.intp)
+        matrix = np.zeros((len(applications), self.width), dtype=np.float32)
+        self._fill(matrix, columns)
+        return matrix
+
+    def _positions(self, name: str) -> dict[str | None, int]:
+        """Column of the one-hot of each category of a field."""
+        categories = self._schema.features[name].categories
+        columns = {category: self._vocabulary.get(f"{name}{self._separator}{category}") for category in categories}
+        return {category: column for category, column in columns.items() if column is not None}
+
     def _fill(self, matrix: Matrix, columns: dict[str, npt.NDArray[Any]]) -> None:
         vocabulary, numbers = self._vocabulary, {}
         for name, field in self._schema.features.items():
@@ -156,8 +182,8 @@ class FrameEncoder:
                 values = np.where(values == code, np.nan, values)
             numbers[name] = values
         with np.errstate(all="ignore"):
-            for name, ratio in self._schema.ratios.items():
-                values = self._ratios[name](*(numbers[used] for used in ratio.names))
+            for name, (names, ratio) in self._ratios.items():
+                values = ratio(*(numbers[used] for used in names))
                 numbers[name] = np.where(np.abs(values) <= FLOAT32_MAX, values, np.nan)
             for name, values in numbers.items():
                 if name in vocabulary:
@@ -180,8 +206,11 @@ class FrameEncoder:
 
 
 def _set_one_hot(matrix: Matrix, codes: npt.NDArray[np.intp]) -> None:
-    known = np.flatnonzero(codes >= 0)
-    matrix[known, codes[known]] = 1
+    rows = np.arange(len(codes))
+    known = codes >= 0
+    if not known.all():
+        rows, codes = rows[known], codes[known]
+    matrix[rows, codes] = 1
 
 
 def _number(value: Any, missing: Sequence[float]) -> float:

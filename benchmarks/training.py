@@ -3,8 +3,8 @@
     python -m benchmarks.training [--rounds 3] [--trials 40]
 
 Every way evaluates the same parameters on the same rows: 5 stratified folds, 200 boosting rounds, one thread a
-booster. Each runs in a process of its own, in interleaved rounds; the time is that of the whole search, from rows in
-memory to the last trial written, without imports and without making the tracking database. Two workers include
+booster. Each runs in a process of its own, in interleaved rounds; the time is that of the whole search, from rows
+in memory to the last trial written, without imports and without making the tracking database. Two workers include
 starting their processes. Prints ratios of medians, and draws ``figures/training.png``.
 """
 

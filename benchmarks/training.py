@@ -110,11 +110,7 @@ def parameter_sets(settings: Any, trials: int) -> list[dict[str, Any]]:
     drawn = [
         {name: draw_one(random, allowed) for name, allowed in settings.search_space.items()} for _ in range(trials)
     ]
-    first = {
-        name: int(value) if settings.search_space[name].integer else value
-        for name, value in settings.first_trial.items()
-    }
-    return [first, *drawn][:trials]
+    return [settings.first_parameters, *drawn][:trials]
 
 
 def draw_one(random: np.random.Generator, allowed: Any) -> float:

@@ -120,7 +120,8 @@ def calibration(labels: Labels, probabilities: Probabilities) -> tuple[float, fl
     x = np.column_stack([np.ones(len(p)), np.log(p / (1 - p))])
     beta = np.array([0.0, 1.0])
     for _ in range(25):  # Newton's method; from (0, 1) a handful of steps is enough
-        fitted = 1 / (1 + np.exp(-(x @ beta)))
+        # Kept in range: with labels that the probabilities separate, the slope has no bound.
+        fitted = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
         hessian = (x * (fitted * (1 - fitted))[:, None]).T @ x
         step = np.linalg.lstsq(hessian, x.T @ (labels - fitted), rcond=None)[0]
         beta = beta + step

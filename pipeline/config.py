@@ -25,7 +25,7 @@ MODEL_NAME = "credit_risk_model"
 
 
 DECISION_FILE = "decisions-{}.jsonl"
-"""Name of a file of the decision log; the placeholder holds the worker's number, and its own once it is rotated."""
+"""Name of a file of the decision log: the placeholder holds the worker's number and, once rotated, the file's."""
 
 
 class Settings(BaseModel):
@@ -202,6 +202,19 @@ class BentoSettings(Settings):
     """None: BentoML's timeout is taken out."""
 
 
+class FrontSettings(Settings):
+    """The split of ``service:front``: HTTP in some processes, the booster in others."""
+
+    workers: int = Field(ge=1)
+    """Processes that answer HTTP."""
+    scorers: int = Field(ge=1)
+    """Processes that run the booster."""
+    calls: int = Field(ge=1)
+    """Calls to the scorers that one HTTP process has under way at most."""
+    patience_seconds: float = Field(gt=0)
+    """How long a request waits for a scorer before it is answered 503."""
+
+
 class ServeSettings(Settings):
     """``conf/serve.yaml``: what the service answers with, and its limits."""
 
@@ -217,6 +230,7 @@ class ServeSettings(Settings):
     limits: LimitSettings
     decision_log: DecisionLogSettings
     bentoml: BentoSettings
+    front: FrontSettings
 
 
 Metric = Literal["auc", "gini", "ks", "brier", "log_loss", "calibration_slope", "calibration_intercept", "ece"]
@@ -284,7 +298,7 @@ class PromoteSettings(Settings):
 
 
 def conf_folder() -> Path:
-    """Folder of the configuration of a process that may run anywhere: ``$CREDIT_RISK_CONF``, else the project's."""
+    """Folder of the configuration, wherever a process runs: ``$CREDIT_RISK_CONF``, else the project's."""
     return Path(os.environ.get(CONF_VARIABLE) or Path(__file__).parent.parent / CONF)
 
 

@@ -148,6 +148,29 @@ class FrameEncoder:
             self._fill(matrix[block], {name: column[block] for name, column in columns.items()})
         return matrix
 
+    def transform_rows(self, applications: Sequence[Application]) -> Matrix:
+        """Encode validated applications, column by column: shape (n, k), as `transform` gives it.
+
+        From some twenty applications on it is faster than `RowEncoder`.
+        """
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name, field in self._schema.features.items():
+            values = [application.get(name) for application in applications]
+            if field.is_numeric:
+                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
+            else:
+                positions = self._positions(name)
+                columns[name] = np.array([positions.get(value, -1) for value in values], dtype=np.intp)
+        matrix = np.zeros((len(applications), self.width), dtype=np.float32)
+        self._fill(matrix, columns)
+        return matrix
+
+    def _positions(self, name: str) -> dict[str | None, int]:
+        """Column of the one-hot of each category of a field."""
+        categories = self._schema.features[name].categories
+        columns = {category: self._vocabulary.get(f"{name}{self._separator}{category}") for category in categories}
+        return {category: column for category, column in columns.items() if column is not None}
+
     def _fill(self, matrix: Matrix, columns: dict[str, npt.NDArray[Any]]) -> None:
         vocabulary, numbers = self._vocabulary, {}
         for name, field in self._schema.features.items():

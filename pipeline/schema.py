@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
@@ -205,7 +205,7 @@ class Schema(Settings):
     def batch_adapter(self) -> TypeAdapter[list[dict[str, Any]]]:
         """The validator of a JSON array of applications; it stops at the first row that breaks the contract."""
         application = self._typed_dict()
-        return TypeAdapter(Annotated[list[application], FailFast()])  # type: ignore[valid-type]
+        return TypeAdapter(cast("Any", Annotated[list[application], FailFast()]))  # type: ignore[valid-type]
 
     def _typed_dict(self) -> Any:
         keys = {
@@ -324,6 +324,42 @@ def _category_violations(column: Column, field: Field) -> Iterator[tuple[str, np
         yield "must not be missing", empty
     known = columns.positions(column, field.categories) >= 0
     yield f"must be one of {', '.join(field.categories)}", ~empty & ~known
+
+
+def surely_valid(rows: Sequence[Any], schema: Schema) -> bool:
+    """Check parsed JSON values by columns: True only if `Schema.batch_adapter` accepts every row, unchanged.
+
+    It takes a third of the validator's time. False is no verdict: the validator must look closer, and can say why.
+    """
+    try:
+        return (
+            set(map(type, rows)) <= {dict}
+            and set().union(*rows) <= schema.fields.keys()
+            and all(_surely([row.get(name) for row in rows], field) for name, field in schema.fields.items())
+        )
+    except (TypeError, OverflowError):  # a list where a category should be; an integer beyond float64
+        return False
+
+
+def _surely(values: list[Any], field: Field) -> bool:
+    absent = {type(None)} if field.optional else set()
+    if not field.is_numeric:
+        return set(values) <= {*field.categories, *([None] if field.optional else [])}
+    types = set(map(type, values))
+    if not types <= {int, float} | absent:
+        return False
+    numbers = np.array(values, dtype=np.float64)
+    if type(None) in types:
+        numbers = numbers[~np.isnan(numbers)]
+    return _within(numbers, field)
+
+
+def _within(numbers: npt.NDArray[np.float64], field: Field) -> bool:
+    if not len(numbers):
+        return True
+    low, high = field.bounds
+    in_range = low <= numbers.min() and numbers.max() <= high and bool(np.isfinite(numbers).all())
+    return in_range and (field.kind != "integer" or bool((numbers == np.floor(numbers)).all()))
 
 
 def load_schema(source: Mapping[str, Any]) -> Schema:

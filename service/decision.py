@@ -12,7 +12,7 @@ from pipeline.bundle import Bundle
 from pipeline.features import Matrix, field_shares
 
 MOST_REASONS = 4
-"""Adverse reasons given at most: Regulation B's commentary (12 CFR 1002.9(b)(2)) finds more than four unhelpful."""
+"""Adverse reasons given at most: the official interpretation of 12 CFR 1002.9(b)(2) finds more unhelpful."""
 
 Contributions = npt.NDArray[np.float64]
 Reason = dict[str, str]

@@ -105,7 +105,7 @@ def _explanation(core: Core, schema: Schema | None) -> Document:
         "contributions": {
             "type": "object",
             "description": "What each field adds to the log-odds; positive: towards default.",
-            "properties": {name: _NUMBER for name in schema.features} if schema else {},
+            "properties": dict.fromkeys(schema.features, _NUMBER) if schema else {},
         },
         "reasons": _REASONS,
     }

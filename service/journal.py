@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from pipeline.config import DECISION_FILE, DecisionLogSettings
-from pipeline.decision import Status
+from pipeline.decision import STATUSES, Status
 
 logger = logging.getLogger("bentoml.credit_risk")
 
@@ -35,6 +35,9 @@ _SLICE = 256
 
 _SILENCE_SECONDS = 60.0
 """Between two lines in the service's log about the same trouble."""
+
+
+_STATUS = {status: b',"status":"%b"' % status.encode() for status in STATUSES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +72,32 @@ class Decided:
     first_row: int | None = None
     at: float = field(default_factory=time)
 
-    def lines(self, rows: range, *, inputs: bool) -> list[bytes]:
+    def lines(self, rows: range, *, inputs: bool) -> bytes:
         """Write some of the decisions as JSON lines."""
         moment = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds").encode()
-        return [
-            b'{"time":"%b","request_id":"%b",%b%b,"probability":%b,"status":"%b"%b}\n'
-            % (
-                moment,
+        head = b'{"time":"%b",%b,"request_id":"' % (moment, self.model)
+        numbers = orjson.dumps(self.probabilities[rows.start : rows.stop])[1:-1].split(b",")
+        parts: list[bytes] = []
+        # Lines are put together from parts: to format each takes twice as long, and this is most of the cost.
+        for row, number in zip(rows, numbers, strict=True):
+            parts += (
+                head,
                 self.request_ids[row].encode(),
-                self._where(row),
-                self.model,
-                orjson.dumps(self.probabilities[row]),
-                self.statuses[row].encode(),
-                self._why(row, inputs=inputs),
+                b'","probability":',
+                number,
+                _STATUS[self.statuses[row]],
             )
-            for row in rows
-        ]
+            parts += self._extras(row)
+            parts += (b',"inputs":', orjson.dumps(self.applications[row]), b"}\n") if inputs else (b"}\n",)
+        return b"".join(parts)
 
-    def _where(self, row: int) -> bytes:
-        where = b"" if self.first_row is None else b'"row":%d,' % (self.first_row + row)
-        return where if self.trace_ids is None else where + b'"trace_id":"%b",' % self.trace_ids[row].encode()
-
-    def _why(self, row: int, *, inputs: bool) -> bytes:
-        why = b"" if self.reasons is None else b',"reasons":' + orjson.dumps(self.reasons[row])
-        return why + b',"inputs":' + orjson.dumps(self.applications[row]) if inputs else why
+    def _extras(self, row: int) -> Iterator[bytes]:
+        if self.first_row is not None:
+            yield b',"row":%d' % (self.first_row + row)
+        if self.trace_ids is not None:
+            yield b',"trace_id":"%b"' % self.trace_ids[row].encode()
+        if self.reasons is not None:
+            yield b',"reasons":' + orjson.dumps(self.reasons[row])
 
 
 class Journal:
@@ -150,20 +155,16 @@ class Journal:
     def _write_waiting(self) -> None:
         while self._queue:
             decided = self._queue.popleft()
-            for lines in self._slices(decided):
-                self._write(lines)
-            self._taken += len(decided.statuses)
+            everything = range(len(decided.statuses))
+            for start in range(0, len(everything), _SLICE):
+                self._write(decided, everything[start : start + _SLICE])
+            self._taken += len(everything)
 
-    def _slices(self, decided: Decided) -> Iterator[list[bytes]]:
-        rows = range(len(decided.statuses))
-        for start in range(0, len(rows), _SLICE):
-            yield decided.lines(rows[start : start + _SLICE], inputs=self._settings.inputs)
-
-    def _write(self, lines: list[bytes]) -> None:
+    def _write(self, decided: Decided, rows: range) -> None:
         try:
-            self._file.write(b"".join(lines))
+            self._file.write(decided.lines(rows, inputs=self._settings.inputs))
         except OSError as error:
-            self._drop(DISK, len(lines), f"{self._file.folder}: {error.strerror}")
+            self._drop(DISK, len(rows), f"{self._file.folder}: {error.strerror}")
 
     def _drop(self, why: str, rows: int, what: str) -> None:
         self._dropped(why, rows)
@@ -173,8 +174,11 @@ class Journal:
 
 
 class _RotatingFile:
-    """Files ``decisions-N.jsonl``, ``decisions-N.1.jsonl``, … of which this process alone writes: N is free when it
-    comes, so that workers, and servers that share the folder, do not write into each other's lines."""
+    """Files ``decisions-N.jsonl``, ``decisions-N.1.jsonl``, … that this process alone writes.
+
+    N is the first that is free when it comes: workers, and servers that share the folder, do not write into each
+    other's lines.
+    """
 
     def __init__(self, folder: Path, limit: int, files: int) -> None:
         self.folder = folder

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from pipeline.pointer import Promotion
@@ -38,6 +39,11 @@ class _Distribution:
     def add(self, value: float) -> None:
         self._tally[bisect_left(self._bounds, value)] += 1
         self._sum += value
+
+    def add_many(self, values: Sequence[float]) -> None:
+        buckets = np.searchsorted(self._bounds, values, side="left")
+        self._tally.update(buckets.tolist())
+        self._sum += sum(values)
 
     def hand_over(self) -> None:
         if not self._tally:
@@ -86,8 +92,7 @@ class Metrics:
         """Count one batch of decisions, scored in one call of the booster."""
         for status, times in Tally(statuses).items():
             self._tally[self._decisions, (status, model)] += times
-        for probability in probabilities:
-            self._probability.add(probability)
+        self._probability.add_many(probabilities)
         self._batches.add(len(statuses))
         self._schedule()
 
@@ -107,16 +112,19 @@ class Metrics:
         """Count decisions that the decision log could not take. Called from its thread too."""
         self._dropped.labels(why).inc(rows)
 
-    def exposition(self, promotion: Promotion | None, *, behind: bool) -> bytes:
-        """Give all metrics of all workers in Prometheus' text format."""
+    def show(self, promotion: Promotion | None, *, behind: bool) -> None:
+        """Bring what changes with time up to this moment."""
         self._hand_over()
         if promotion is not None:
             self._age.set(max(0.0, (datetime.now(UTC) - _moment(promotion.since)).total_seconds()))
         self._behind.set(int(behind))
+
+    def exposition(self) -> bytes:
+        """Give all metrics of all workers in Prometheus' text format."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         everyone = CollectorRegistry()
-        multiprocess.MultiProcessCollector(everyone)
+        multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
 
     def _schedule(self) -> None:

@@ -18,7 +18,7 @@ Header = tuple[bytes, bytes]
 Detail = dict[str, Any]
 
 
-class Refusal(Exception):  # noqa: N818 - not an error of the program: an answer
+class Refusal(Exception):
     """An answer other than 200.
 
     Parameters

@@ -7,20 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 from pydantic import ValidationError
 
 from pipeline.bundle import BOOSTER_FILE, Bundle
 from pipeline.config import ServeSettings
 from pipeline.decision import STATUSES, Status, decide_many
-from pipeline.features import Matrix, RowEncoder
+from pipeline.features import FrameEncoder, Matrix, RowEncoder
 from pipeline.pointer import Promotion
-from pipeline.schema import Schema
+from pipeline.schema import Schema, surely_valid
 from service.decision import Explainer, Reason
 from service.refusal import MOST_DETAILS, Detail, Refusal, contract_refusal, detail, details_of
 
 Application = Mapping[str, Any]
+
+_MANY = 128
+"""Rows from which on encoding by columns is faster than by rows; both give the same matrix."""
 
 _HEADS: dict[Status, bytes] = {status: b'{"Status":"%b","probability":' % status.encode() for status in STATUSES}
 
@@ -67,6 +69,7 @@ class ServedModel:
         self._bundle = bundle
         self._settings = settings
         self._encoder = RowEncoder(self.schema, bundle.vectorizer)
+        self._columns_encoder = FrameEncoder(self.schema, bundle.vectorizer)
         self._validate: Callable[[bytes], dict[str, Any]] = self.schema.request_adapter.validator.validate_json
         self._validate_many: Callable[[bytes], list[dict[str, Any]]] = (
             self.schema.batch_adapter.validator.validate_json
@@ -84,7 +87,7 @@ class ServedModel:
             application = self._validate(body)
         except ValidationError as error:
             raise contract_refusal(details_of(error)) from None
-        # The contract admits no colon in a key or a category: there are as many as there are keys, repeated or not.
+        # The contract admits no colon in a key or a category: there are as many as keys, repeated ones included.
         if body.count(b":") != len(application):
             raise contract_refusal(_repeated_keys(body))
         return application
@@ -92,10 +95,12 @@ class ServedModel:
     def parse_many(self, body: bytes) -> list[dict[str, Any]]:
         """Validate an array of applications, or raise the `Refusal` 400 that names rows and fields."""
         self._check_size(body)
-        try:
-            applications = self._validate_many(body)
-        except ValidationError as error:
-            raise contract_refusal(self._details_of_rows(body, error)) from None
+        applications = self._plainly_valid(body)
+        if applications is None:
+            try:
+                applications = self._validate_many(body)
+            except ValidationError as error:
+                raise contract_refusal(self._details_of_rows(body, error)) from None
         if len(applications) > self._settings.limits.batch_rows:
             raise self._too_many()
         if body.count(b":") != sum(map(len, applications)):
@@ -104,11 +109,16 @@ class ServedModel:
 
     def encode(self, applications: Sequence[Application]) -> Matrix:
         """Encode validated applications: shape (n, k), float32."""
+        if len(applications) >= _MANY:
+            return self._columns_encoder.transform_rows(applications)
         return self._encoder.transform(applications)
 
     def decide(self, matrix: Matrix) -> Decisions:
         """Score and decide on encoded applications, shape (n, k)."""
-        probabilities = self._bundle.probabilities(matrix)
+        return self.decisions(matrix, self._bundle.probabilities(matrix))
+
+    def decisions(self, matrix: Matrix, probabilities: Matrix) -> Decisions:
+        """Decide on encoded applications, shape (n, k), by this version's probabilities for them, shape (n,)."""
         codes = decide_many(probabilities, self._settings.thresholds)
         return Decisions(
             probabilities.tolist(), [STATUSES[code] for code in codes.tolist()], self._reasons(matrix)
@@ -134,6 +144,14 @@ class ServedModel:
             return None
         contributions, _ = self.explainer.contributions(matrix)
         return [self.explainer.reasons(row) for row in contributions]
+
+    def _plainly_valid(self, body: bytes) -> list[dict[str, Any]] | None:
+        """Validate a batch by columns: None if it is not plain that all of it is valid."""
+        try:
+            rows = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        return rows if isinstance(rows, list) and surely_valid(rows, self.schema) else None
 
     def _check_size(self, body: bytes) -> None:
         """Bound what parsing can cost: each value in JSON follows a comma or an opening bracket.

@@ -12,13 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pandas as pd
 import pytest
 
 from pipeline.ingest import ingest
+from pipeline.pointer import Promotion
 from pipeline.schema import Schema
+from service.core import Core
+from tests import serving
+
+if TYPE_CHECKING:
+    from tests.registry import Machine
 
 PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "data/credit_risk.csv"
@@ -102,7 +109,7 @@ def copy_project(folder: Path) -> Project:
     """Copy what the project consists of; state is made anew below `folder`."""
     for name in ("pipeline", "service", "conf", "data"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock"):
+    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock", "requirements.serve.lock"):
         shutil.copy(PROJECT / name, folder / name)
     settings = ("MLFLOW_", "BENTOML_", "CREDIT_RISK_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
@@ -134,6 +141,42 @@ def served(promoted: Project) -> Iterator[str]:
         yield url
 
 
+# A registry of good and bad models, and machines that promote from it (see tests/registry.py).
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory, schema: Schema, applications: pd.DataFrame) -> Path:
+    """SQLite file of a tracking store that holds the versions of `tests.registry`."""
+    from tests.registry import make_registry  # mlflow: seconds that other tests do not need
+
+    return make_registry(tmp_path_factory.mktemp("registry"), schema, applications)
+
+
+@pytest.fixture(scope="session")
+def first_promoted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine on which the first good version is promoted; tests take copies."""
+    from tests.registry import new_machine
+
+    machine = new_machine(tmp_path_factory.mktemp("first"), registry)
+    done = machine.run("promote", "--version", "1")
+    assert done.code == 0, done.err
+    return machine
+
+
+@pytest.fixture
+def machine(registry: Path, tmp_path: Path) -> Machine:
+    """A machine on which nothing is promoted."""
+    from tests.registry import new_machine
+
+    return new_machine(tmp_path, registry)
+
+
+@pytest.fixture
+def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
+    """A machine on which the first good version is promoted."""
+    return first_promoted.copy(tmp_path)
+
+
 # A Dask cluster of two processes on this machine, for what runs on one.
 
 
@@ -146,6 +189,81 @@ def scheduler() -> Iterator[str]:
         n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
     ) as cluster:
         yield cluster.scheduler_address
+
+
+# Serving: a store filled in milliseconds, and running servers that many tests share.
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Coroutine tests (marked ``anyio``) run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def rows(applications: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
+    """The shipped data as request bodies."""
+    return serving.rows_of(applications, schema)
+
+
+@pytest.fixture(scope="session")
+def filled_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    applications: pd.DataFrame,
+    schema: Schema,
+    rows: list[dict[str, Any]],
+) -> tuple[Path, dict[int, Promotion]]:
+    """A store's folder to be copied, and what is in it."""
+    home = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(home))
+        promotions = {}
+        for version in (1, 2):
+            booster, vectorizer = serving.quick_booster(applications, schema, seed=version)
+            promotions[version] = serving.put_in_store(version, booster, vectorizer, schema, rows[:20])
+    return home, promotions
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled_store: tuple[Path, dict[int, Promotion]]
+) -> serving.Store:
+    """A store of this test's own, with versions 1 and 2 and nothing promoted."""
+    source, promotions = filled_store
+    shutil.copytree(source, tmp_path / "bentoml")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    return serving.Store(promotions)
+
+
+@pytest.fixture(scope="session")
+def core(filled_store: tuple[Path, dict[int, Promotion]], tmp_path_factory: pytest.TempPathFactory) -> Core:
+    """The service's core over version 1, in this process; tests that share it must not promote."""
+    source, promotions = filled_store
+    home = tmp_path_factory.mktemp("core") / "bentoml"
+    shutil.copytree(source, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(home))
+        serving.Store(promotions).promote(1)
+        core = serving.make_core()
+        core.start()
+    return core
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, filled_store: tuple[Path, dict[int, Promotion]]
+) -> Iterator[serving.Server]:
+    """A running service with one worker over version 1; tests that share it must not promote."""
+    folder = tmp_path_factory.mktemp("server")
+    source, promotions = filled_store
+    shutil.copytree(source, folder / "bentoml")
+    conf = serving.changed_conf(folder, workers=1, decision_log__flush_seconds=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
+        patch.setenv("CREDIT_RISK_CONF", str(conf))
+        serving.Store(promotions).promote(1)
+        with serving.serving(folder) as running:
+            yield running
 
 
 # Tracking: an MLflow store for tests that call the code in this process.

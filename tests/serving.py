@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -24,11 +25,13 @@ import yaml
 from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
+from pipeline.config import ServeSettings
 from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
 from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
 from pipeline.schema import Schema
-from tests.conftest import PROJECT
+from service.core import Core
 
+PROJECT = Path(__file__).parent.parent
 TAG = "credit_risk_model:v{}"
 
 
@@ -74,6 +77,24 @@ def put_in_store(
     )
 
 
+class Store:
+    """Versions 1 and 2 of a quick model in the BentoML store of ``$BENTOML_HOME``; nothing promoted at first."""
+
+    def __init__(self, promotions: Mapping[int, Promotion]) -> None:
+        self.promotions = promotions
+
+    def promote(self, version: int) -> Promotion:
+        """Make a version the promoted one."""
+        now = pd.Timestamp.now("UTC").isoformat()
+        promotion = self.promotions[version].model_copy(update={"since": now})
+        write_pointer(promotion)
+        return promotion
+
+    def file(self, version: int, name: str = BOOSTER_FILE) -> Path:
+        """A file of a stored version."""
+        return version_home(TAG.format(version)) / name
+
+
 def promote(promotion: Promotion) -> None:
     """Make a stored version the promoted one."""
     write_pointer(promotion)
@@ -96,12 +117,23 @@ def changed_conf(folder: Path, **changes: Any) -> Path:
     return conf
 
 
+def make_core(**changes: Any) -> Core:
+    """The service's core over ``$BENTOML_HOME`` in this process; it records nothing unless told to.
+
+    `changes` are keys of ``conf/serve.yaml``, written as for `changed_conf`.
+    """
+    with TemporaryDirectory() as folder:
+        conf = changed_conf(Path(folder), **{"decision_log__enabled": False, **changes})
+        return Core(ServeSettings.load(conf / "serve.yaml"), Path(folder))
+
+
 class Server:
     """A running ``bentoml serve``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path, conf: Path) -> None:
         self.process = process
         self.port = port
+        self.decisions = conf.parent / "decisions"
         self._log = log
 
     @property
@@ -131,6 +163,10 @@ class Server:
         except HTTPError as error:
             with error:
                 return error.code, _decoded(error.read()), _lower(error.headers)
+
+    def connection(self) -> socket.socket:
+        """A raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def stop(self) -> int:
         """Ask it to end as an orchestrator does, and wait."""
@@ -167,12 +203,29 @@ def serving(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, Path(os.environ["CREDIT_RISK_CONF"]))
     try:
         _await(server, "/readyz" if ready else "/livez")
         yield server
     finally:
         _end(server)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """One answer, or all that comes before the end."""
+    received = b""
+    while True:
+        try:
+            chunk = connection.recv(65536)
+        except TimeoutError:
+            return received
+        received += chunk
+        head, separator, body = received.partition(b"\r\n\r\n")
+        length = next(
+            (int(line[16:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
+        )
+        if not chunk or (separator and len(body) >= length):
+            return received
 
 
 def free_port() -> int:

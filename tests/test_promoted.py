@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import gc
+import json
+import random
+import weakref
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from pipeline.bundle import BOOSTER_FILE, OBJECTS_FILE
+from pipeline.pointer import file_digests, pointer_path, version_home, write_pointer
+from pipeline.schema import Schema
+from service.core import Core
+from service.refusal import Refusal
+from tests.serving import Store, make_core
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def example(schema: Schema) -> bytes:
+    return json.dumps(schema.example()).encode()
+
+
+async def answering(core: Core, body: bytes) -> Any:
+    """Tag of the version that answers now; the 503's status if none does."""
+    try:
+        return json.loads(await core.classify(body, "id"))["model"]
+    except Refusal as refusal:
+        return refusal.status
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+async def test_every_answer_follows_the_pointer(store: Store, example: bytes) -> None:
+    core = make_core()
+    core.start()
+    assert await answering(core, example) == 503
+    for version in (1, 2, 1, 1, 2):
+        store.promote(version)
+        assert await answering(core, example) == f"credit_risk_model:v{version}"
+
+
+async def test_versions_differ_in_their_answers(store: Store, example: bytes) -> None:
+    core, found = make_core(), set()
+    for version in (1, 2):
+        store.promote(version)
+        found.add(json.loads(await core.classify(example, "id"))["probability"])
+    assert len(found) == 2
+
+
+async def test_the_same_model_promoted_again_is_not_loaded_again(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    again = store.promote(1)
+    await answering(core, example)
+    told = core.model()
+    assert told["swaps"] == 1
+    assert told["promoted"]["since"] == again.since
+
+
+@pytest.mark.parametrize("name", [BOOSTER_FILE, OBJECTS_FILE, "model.yaml"])
+async def test_a_flipped_byte_is_refused_and_the_old_version_answers(
+    store: Store, example: bytes, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    flip(store.file(2, name), 10)
+    store.promote(2)
+    for _ in range(3):
+        assert await answering(core, example) == "credit_risk_model:v1"
+    told = core.model()
+    assert told["promoted"]["tag"] == "credit_risk_model:v2"
+    assert told["loaded"]["tag"] == "credit_risk_model:v1"
+    assert told["refused"]["tag"] == "credit_risk_model:v2"
+    assert name in told["refused"]["error"]
+    assert len([record for record in caplog.records if "REFUSED" in record.message]) == 1
+    core.show()
+    exposed = core.metrics.exposition().decode()
+    assert "credit_risk_model_behind 1.0" in exposed
+    assert "credit_risk_model_refusals_total 1.0" in exposed
+
+
+async def test_random_corruptions_are_all_refused_before_loading(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    chance = random.Random(7)
+    for _ in range(20):
+        path = store.file(2, chance.choice([BOOSTER_FILE, OBJECTS_FILE, "model.yaml"]))
+        whole = path.read_bytes()
+        flip(path, chance.randrange(len(whole)))
+        store.promote(2)
+        assert await answering(core, example) == "credit_risk_model:v1"
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", ["unlink", "extra"])
+async def test_absent_and_unexpected_files_are_refused(store: Store, example: bytes, damage: str) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    if damage == "unlink":
+        store.file(2).unlink()
+    else:
+        store.file(2, "extra.bin").write_bytes(b"x")
+    store.promote(2)
+    assert await answering(core, example) == "credit_risk_model:v1"
+
+
+class Planted:
+    """A pickle that leaves a trace when it is opened."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+async def test_a_planted_pickle_never_runs(store: Store, example: bytes, tmp_path: Path) -> None:
+    core = make_core()
+    trace = tmp_path / "trace"
+    store.file(1, OBJECTS_FILE).write_bytes(cloudpickle.dumps(Planted(trace)))
+    store.promote(1)
+    assert await answering(core, example) == 503
+    assert not trace.exists()
+
+
+async def test_wrong_golden_probabilities_are_refused(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    # Another booster under the right digests: only its answers betray it.
+    store.file(2).write_bytes(store.file(1).read_bytes())
+    digests = file_digests(version_home("credit_risk_model:v2"))
+    write_pointer(store.promotions[2].model_copy(update={"digests": digests}))
+    assert await answering(core, example) == "credit_risk_model:v1"
+    assert "golden rows" in core.model()["refused"]["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"tag": 1}', b"\x00" * 100])
+async def test_a_broken_pointer_leaves_the_version_that_answers(
+    store: Store, example: bytes, content: bytes
+) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    pointer_path().write_bytes(content)
+    assert await answering(core, example) == "credit_risk_model:v1"
+    pointer_path().unlink()
+    assert await answering(core, example) == "credit_risk_model:v1"
+    assert "gone" in core.model()["refused"]["error"]
+
+
+async def test_a_refused_version_is_tried_again_and_answers_once_it_is_whole(store: Store, example: bytes) -> None:
+    core = make_core(retry_refused_seconds=0.001)
+    store.promote(1)
+    await answering(core, example)
+    whole = store.file(2).read_bytes()
+    flip(store.file(2), 10)
+    store.promote(2)
+    assert await answering(core, example) == "credit_risk_model:v1"
+    store.file(2).write_bytes(whole)
+    assert await answering(core, example) == "credit_risk_model:v2"
+    core.show()
+    assert "credit_risk_model_behind 0.0" in core.metrics.exposition().decode()
+
+
+async def test_a_start_with_a_broken_version_answers_with_the_last_good_one(
+    store: Store, example: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.promote(1)
+    store.promote(2)
+    flip(store.file(2), 10)
+    core = make_core()
+    core.start()
+    assert await answering(core, example) == "credit_risk_model:v1"
+    assert any("credit_risk_model:v1 answers instead" in record.message for record in caplog.records)
+
+
+async def test_a_start_without_any_good_version_says_what_to_run(store: Store, example: bytes) -> None:
+    store.promote(1)
+    flip(store.file(1), 10)
+    core = make_core()
+    core.start()
+    with pytest.raises(Refusal) as caught:
+        await core.classify(example, "id")
+    assert caught.value.status == 503
+    assert "python -m pipeline promote" in caught.value.error
+
+
+async def test_a_request_keeps_the_version_that_it_began_with(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    first = core.classify(example, "first")
+    began = first.send(None)  # scored in the next turn of the loop
+    store.promote(2)
+    assert json.loads(await core.classify(example, "second"))["model"] == "credit_risk_model:v2"
+    assert json.loads(began.result())["model"] == "credit_risk_model:v1"
+    first.close()
+
+
+async def test_the_old_version_is_released(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    version = core.version()
+    assert version is not None
+    old = weakref.ref(version.model)
+    del version
+    store.promote(2)
+    await answering(core, example)
+    gc.collect()
+    assert old() is None

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", "pipeline.promote:status", "show what is promoted, and the history")
     _sync(_command(commands, "sync", "pipeline.promote:sync", "make this machine follow MLflow's champion"))
     _score(_command(commands, "score", "pipeline.score:run", "decide on every row of a table"))
+    _package(
+        _command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version")
+    )
     _decisions(_command(commands, "decisions", "pipeline.decisions:run", "read the service's decision log"))
     return parser
 
@@ -86,6 +89,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a time above 0 seconds, received {text}")
+    return number
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=_optional(str), metavar="PATH", help="CSV, Parquet or folder of Parquet (conf: data)")
@@ -100,7 +110,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _promote(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--version", type=_optional(_positive), metavar="N", help="version of the registered model")
-    which.add_argument("--run-id", metavar="ID", help="the version that this MLflow run registered")
+    which.add_argument(
+        "--run-id", type=_optional(str), metavar="ID", help="the version that this MLflow run registered"
+    )
     which.add_argument("--best", action="store_true", help="the version with the best test log loss")
     add = parser.add_argument
     add("--config", default="conf/promote.yaml", metavar="PATH", help="file of the gates")
@@ -119,7 +131,7 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
 
 def _sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="conf/promote.yaml", metavar="PATH", help="file of the defaults")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="keep following, looking this often")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="keep following, looking this often")
 
 
 def _score(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +142,12 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("--config", default="conf/score.yaml", metavar="PATH", help="file of the defaults")
     add("--threads", type=_optional(_positive), metavar="N", help="batches scored at once (conf: threads)")
     add("--rejects", metavar="FILE", help="CSV of the rows that break the contract; default: OUTPUT.rejects.csv")
+
+
+def _package(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unpinned", action="store_true", help="no version inside: it serves a mounted store only"
+    )
 
 
 def _decisions(parser: argparse.ArgumentParser) -> None:

@@ -202,6 +202,19 @@ class BentoSettings(Settings):
     """None: BentoML's timeout is taken out."""
 
 
+class FrontSettings(Settings):
+    """The split of ``service:front``: HTTP in some processes, the booster in others."""
+
+    workers: int = Field(ge=1)
+    """Processes that answer HTTP."""
+    scorers: int = Field(ge=1)
+    """Processes that run the booster."""
+    calls: int = Field(ge=1)
+    """Calls to the scorers that one HTTP process has under way at most."""
+    patience_seconds: float = Field(gt=0)
+    """How long a request waits for a scorer before it is answered 503."""
+
+
 class ServeSettings(Settings):
     """``conf/serve.yaml``: what the service answers with, and its limits."""
 
@@ -217,6 +230,7 @@ class ServeSettings(Settings):
     limits: LimitSettings
     decision_log: DecisionLogSettings
     bentoml: BentoSettings
+    front: FrontSettings
 
 
 Metric = Literal["auc", "gini", "ks", "brier", "log_loss", "calibration_slope", "calibration_intercept", "ece"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from pipeline.config import Thresholds
 from pipeline.decision import STATUSES, Status, decide_many
@@ -118,9 +119,12 @@ def calibration(labels: Labels, probabilities: Probabilities) -> tuple[float, fl
     """
     p = _inside(probabilities)
     x = np.column_stack([np.ones(len(p)), np.log(p / (1 - p))])
-    beta = np.array([0.0, 1.0])
-    for _ in range(25):  # Newton's method; from (0, 1) a handful of steps is enough
-        fitted = 1 / (1 + np.exp(-(x @ beta)))
+    rate = np.clip(np.mean(labels), _CERTAIN, 1 - _CERTAIN)
+    # Newton's method, from the base rate: from (0, 1) it diverges for a loud model that knows nothing.
+    beta = np.array([np.log(rate / (1 - rate)), 0.0])
+    for _ in range(25):
+        # Kept in range: with labels that the probabilities separate, the slope has no bound.
+        fitted = expit(np.clip(x @ beta, -30, 30))
         hessian = (x * (fitted * (1 - fitted))[:, None]).T @ x
         step = np.linalg.lstsq(hessian, x.T @ (labels - fitted), rcond=None)[0]
         beta = beta + step

@@ -80,7 +80,9 @@ def gather(
         opponent, theirs, unseen = _champion_scores(opponent, source, frame, parts.schema)
         seen, held_out = held_out & ~unseen, held_out & unseen
         if seen.any():
-            note = f"{seen.sum():,} more were in {opponent.name}'s training: its seed or test_share differs"
+            note = (
+                f"{seen.sum():,} more were in {opponent.name}'s training: its contract, seed or test_share differs"
+            )
     rows = frame[held_out]
     matrix = FrameEncoder(parts.schema, parts.vectorizer).transform(rows)
     evidence = Evidence(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,9 @@ def booster_figures(
     }
 
 
-def study_figures(scores: Sequence[float], importances: dict[str, float]) -> dict[str, Figure]:
-    """Figures of a search: the mean log loss of each trial in order, and how much each parameter mattered."""
-    figures = {"study_history": _history(np.asarray(scores, dtype=np.float64))}
+def study_figures(scores: Mapping[int, float], importances: Mapping[str, float]) -> dict[str, Figure]:
+    """Figures of a search: the mean log loss of each trial by its number, and how much each parameter mattered."""
+    figures = {"study_history": _history(np.array(list(scores)), np.array(list(scores.values())))}
     if importances:
         figures["parameter_importance"] = _bars(
             list(importances),
@@ -121,9 +121,11 @@ def _precision_recall(labels: Labels, probabilities: Probabilities, thresholds: 
         last = int(np.sum(probabilities > threshold)) - 1
         if last >= 0:
             axes.plot(recall[last], precision[last], "o", color="black")
+            # Below and to the left of a falling curve there is room.
             axes.annotate(
-                f"{name} (> {threshold:g})", (recall[last], precision[last]), (6, 6), textcoords="offset points"
-            )
+                f"{name} (> {threshold:g})", (recall[last], precision[last]), (-6, -6),
+                textcoords="offset points", ha="right", va="top",
+            )  # fmt: skip
     axes.set_ylim(0, 1.03)
     axes.legend(loc="lower left")
     return figure
@@ -264,15 +266,14 @@ def _spread(x: Matrix) -> npt.NDArray[np.float64]:
     return offsets
 
 
-def _history(scores: npt.NDArray[np.float64]) -> Figure:
+def _history(numbers: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> Figure:
     figure, axes = _axes(
         f"{len(scores)} trials: best log loss {scores.min():.4f}",
-        "trial, in the order of finishing",
+        "number of the trial",
         "mean log loss of the folds",
     )
-    order = np.arange(1, len(scores) + 1)
-    axes.plot(order, scores, "o", color=GOOD, markersize=5, label="trial")
-    axes.step(order, np.minimum.accumulate(scores), where="post", color=BAD, linewidth=2, label="best so far")
+    axes.plot(numbers, scores, "o", color=GOOD, markersize=5, label="trial")
+    axes.step(numbers, np.minimum.accumulate(scores), where="post", color=BAD, linewidth=2, label="best so far")
     # The worst trials of a search are far off: without this limit the interesting part is a flat line.
     low, high = float(scores.min()), float(np.quantile(scores, 0.9))
     margin = max((high - low) * 0.15, 1e-4)

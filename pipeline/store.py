@@ -102,7 +102,7 @@ def reference(uri: str, rows: list[dict[str, Any]]) -> list[float]:
     import mlflow
 
     try:
-        predicted = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame(rows))
+        predicted = mlflow.pyfunc.load_model(uri, suppress_warnings=True).predict(pd.DataFrame(rows))
     except PipelineError:
         raise
     except Exception as error:  # the model is code, and may raise anything

@@ -42,7 +42,7 @@ class Unreadable:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some rows of a table, in order.
 
@@ -192,7 +192,8 @@ class CsvSource:
                 done = int(numbers[-1]) if len(numbers) else done
                 yield Batch(rows, numbers, tuple(_taken(strange, done)))
         if strange:
-            yield Batch(self.schema.empty_table().to_batches()[0], np.array([], np.int64), tuple(strange))
+            nothing = pa.RecordBatch.from_pylist([], schema=self.schema)
+            yield Batch(nothing, np.array([], dtype=np.int64), tuple(strange))
 
     def _reader(self, block: int, strange: deque[Unreadable]) -> pa.RecordBatchReader:
         def skip(row: Any) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import xgboost as xgb
+from mlflow.data.sources import LocalArtifactDatasetSource
 from optuna.trial import FrozenTrial
 from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
@@ -203,8 +204,19 @@ def _settings(options: Namespace) -> TrainSettings:
 
 @contextmanager
 def _resumable(study: str) -> Iterator[None]:
-    """Turn SIGTERM into an interruption, and tell whoever interrupts how to go on."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Turn the first SIGINT or SIGTERM into an interruption, and tell whoever interrupts how to go on.
+
+    Those that follow are ignored, because the end is bounded in time and must not be cut short:
+    ``mlflow run`` sends SIGTERM after the SIGINT that the terminal has sent.
+    """
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     except KeyboardInterrupt:
@@ -212,7 +224,8 @@ def _resumable(study: str) -> Iterator[None]:
             f"interrupted; study {study} keeps its finished trials: run the same command again to go on"
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _search(study: optuna.Study, settings: TrainSettings, prepared: Prepared, writer: TrialWriter) -> Best:
@@ -254,10 +267,12 @@ def _log_inputs(settings: TrainSettings, prepared: Prepared, config: str) -> Non
     facts = {f"train.{key}": value for key, value in values.items()}
     facts |= _provenance(settings, prepared)
     log_facts(params=facts, tags=_environment())
+    # Named, because MLflow has two classes of this name, and warns when it has to choose.
+    source = LocalArtifactDatasetSource(str(Path(settings.data).resolve()))
     for context, side in (("training", prepared.train), ("holdout", prepared.test)):
         dataset = mlflow.data.from_pandas(
             side.frame,
-            source=Path(settings.data).resolve().as_uri(),
+            source=source,
             targets=prepared.schema.target.name,
             name=prepared.schema.name,
             digest=frame_digest(side.frame),
@@ -309,7 +324,8 @@ def _log_outcome(outcome: Outcome, study: optuna.Study, prepared: Prepared, thre
     )
     drawn = figures.performance_figures(outcome.labels, outcome.probabilities, thresholds)
     drawn |= figures.booster_figures(*_explanation(outcome.booster, prepared))
-    drawn |= figures.study_figures([trial.value for trial in finished_trials(study)], _importances(study))
+    scores = {trial.number: trial.value for trial in finished_trials(study) if trial.value is not None}
+    drawn |= figures.study_figures(scores, _importances(study))
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in drawn.items():
             figure.savefig(Path(folder) / f"{name}.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -128,11 +129,13 @@ def search(
     finished = len(finished_trials(study))
     while finished < settings.trials:
         while len(running) < min(pool.slots, settings.trials - finished):
-            trial = _ask(study, space, settings, asked=finished + len(running))
-            bars = _bars(study, settings) if settings.pruning else ()
+            with _uninterrupted():
+                trial = _ask(study, space, settings, asked=finished + len(running))
+                bars = _bars(study, settings) if settings.pruning else ()
             running[pool.submit(trial.params, bars)] = trial
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            on_finished(_tell(study, running.pop(future), future))
+            with _uninterrupted():
+                on_finished(_tell(study, running.pop(future), future))
             finished += 1
     return best_of(study)
 
@@ -187,6 +190,21 @@ def use_wal(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode=wal")
     connection.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block ends, so that no statement of the database is cut in two."""
+    received: list[int] = []
+    held = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in held]
+    try:
+        yield
+    finally:
+        for number, handler in zip(held, before, strict=True):
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _check_inputs(study: optuna.Study, inputs: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def prune(keep: int, order: Sequence[str], protected: Sequence[str | None]) -> l
     list
         Tags removed.
     """
-    rank = {tag: position for position, tag in enumerate([*protected, *order])}
+    rank = {tag: position for position, tag in enumerate(dict.fromkeys([*protected, *order]))}
     stored = sorted(_stored_tags(), key=lambda tag: rank.get(tag, len(rank)))
     removed = [tag for tag in stored[keep:] if tag not in protected]
     for tag in removed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def open_pool(folds: FoldSet, workers: int | None, cluster: ClusterSettings | No
         return
     with _client(workers, cluster) as client:
         # A plugin reaches each worker once, also one that joins later or is restarted after a crash.
-        client.register_plugin(_rows_plugin(folds), name=_PLUGIN)
+        client.register_plugin(_rows_plugin(folds, ours=cluster is None), name=_PLUGIN)
         threads = 1 if cluster else cores // workers
         yield _DaskPool(client.get_executor(pure=False), slots=sum(client.nthreads().values()), threads=threads)
 
@@ -91,14 +92,19 @@ def _evaluate_on_worker(parameters: Mapping[str, Any], threads: int, bars: Seque
     return timed(get_worker().plugins[_PLUGIN].folds, parameters, threads, bars)
 
 
-def _rows_plugin(folds: FoldSet) -> Any:
+def _rows_plugin(folds: FoldSet, *, ours: bool) -> Any:
     from distributed import WorkerPlugin
 
     class Rows(WorkerPlugin):
-        def __init__(self, folds: FoldSet) -> None:
-            self.folds = folds
+        def __init__(self, folds: FoldSet, ours: bool) -> None:
+            self.folds, self._ours = folds, ours
 
-    return Rows(folds)
+        def setup(self, worker: Any) -> None:
+            if self._ours:
+                # A terminal sends Ctrl-C to all our processes; the one that drives the study ends the others.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Rows(folds, ours)
 
 
 @contextmanager
@@ -114,7 +120,7 @@ def _client(workers: int, cluster: ClusterSettings | None) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         ) as local,

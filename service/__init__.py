@@ -1,5 +1,10 @@
-"""The service that answers with the promoted version: ``bentoml serve service:svc`` or plain ``bentoml serve``."""
+"""The service that answers with the promoted version.
+
+``bentoml serve service:svc``, or plain ``bentoml serve``: everything in each worker, the default.
+``bentoml serve service:front``: the booster in processes of its own, see docs/scaling.md.
+"""
 
 from service.app import svc
+from service.scaled import front
 
-__all__ = ["svc"]
+__all__ = ["front", "svc"]

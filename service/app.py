@@ -30,7 +30,6 @@ def bentoml_options(settings: ServeSettings, *, with_keys: bool) -> dict[str, An
     """
     kept = settings.bentoml
     options: dict[str, Any] = {
-        "workers": settings.workers or "cpu_count",
         "traffic": {"timeout": kept.timeout_seconds or _UNUSED_TIMEOUT},
         "metrics": {"enabled": kept.metrics},
         "logging": {"access": {"enabled": kept.access_log}},
@@ -63,8 +62,15 @@ class CreditRiskClassifier:
     """
 
     def __init__(self) -> None:
-        self._core = _core()
+        self._core = self.make_core()
         self._core.start()
+
+    @staticmethod
+    def make_core() -> Core:
+        """Give this process's core; what it imports is heavy."""
+        from service.core import core
+
+        return core()
 
     @bentoml.api(route="/classify")
     async def classify(self, application: dict[str, Any], /) -> dict[str, Any]:
@@ -95,10 +101,21 @@ class CreditRiskClassifier:
         self._core.close()
 
 
-def _core() -> Core:
-    from service.core import core
+def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | None) -> LeanService:
+    """Make a BentoML service of a class, with the fast path in front of it."""
+    options = bentoml_options(SETTINGS, with_keys=bool(configured_keys()))
+    service: LeanService = bentoml.service(
+        name=name, service_class=LeanService, **{**options, "workers": workers or "cpu_count"}
+    )(inner)
 
-    return core()
+    def fast_path(app: Any) -> FastPath:
+        """Build the middleware when a worker builds its application, with what it imports."""
+        from service.fast import FastPath
+
+        return FastPath(app, inner.make_core(), configured_keys(), lambda: service.openapi_spec.asdict())
+
+    service.add_asgi_middleware(fast_path)
+    return service
 
 
 async def _answered(decide: Any, body: Any) -> Any:
@@ -111,16 +128,4 @@ async def _answered(decide: Any, body: Any) -> Any:
         raise bentoml.exceptions.BentoMLException(refusal.body.decode(), error_code=refusal.status) from None
 
 
-def _fast_path(app: Any) -> FastPath:
-    """Build the middleware when a worker builds its application, with what it imports."""
-    from service.fast import FastPath
-
-    return FastPath(app, _core(), configured_keys(), lambda: svc.openapi_spec.asdict())
-
-
-svc = bentoml.service(
-    name="credit_risk_classifier",
-    service_class=LeanService,
-    **bentoml_options(SETTINGS, with_keys=bool(configured_keys())),
-)(CreditRiskClassifier)
-svc.add_asgi_middleware(_fast_path)
+svc = make_service(CreditRiskClassifier, "credit_risk_classifier", SETTINGS.workers)

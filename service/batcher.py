@@ -1,13 +1,22 @@
-"""Applications that arrived in the same turn of the event loop in, one call of the booster for all of them out."""
+"""Applications that arrived close together in, one call of the booster for all of them out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 ItemT = TypeVar("ItemT")
 AnswerT = TypeVar("AnswerT")
+_ItemT_contra = TypeVar("_ItemT_contra", contravariant=True)
+
+
+class Batcher(Protocol[_ItemT_contra, AnswerT]):
+    """Whatever answers single items, many at a time."""
+
+    def submit(self, item: _ItemT_contra, /) -> asyncio.Future[AnswerT]:
+        """Put an item into a batch; await the result for its answer."""
+        ...
 
 
 class MicroBatcher(Generic[ItemT, AnswerT]):
@@ -46,13 +55,66 @@ class MicroBatcher(Generic[ItemT, AnswerT]):
         if not batch:
             return  # full before its turn came
         try:
-            answers = self._answer([item for item, _ in batch])
+            _deliver(batch, self._answer([item for item, _ in batch]))
         except Exception as error:
             _settle(batch, error)
-            return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():  # its client may have gone
-                future.set_result(answer)
+
+
+class GatheringBatcher(Generic[ItemT, AnswerT]):
+    """Collects while calls are under way, and sends what has gathered with the next: for calls that take time.
+
+    Parameters
+    ----------
+    answer
+        Answers a batch: one answer an item, in order.
+    limit
+        Items in one batch at most.
+    calls
+        Batches under way at once.
+    """
+
+    def __init__(
+        self, answer: Callable[[Sequence[ItemT]], Awaitable[Sequence[AnswerT]]], limit: int, calls: int
+    ) -> None:
+        self._answer = answer
+        self._limit = limit
+        self._calls = calls
+        self._waiting: list[tuple[ItemT, asyncio.Future[AnswerT]]] = []
+        self._sending = 0
+        self._senders: set[asyncio.Task[None]] = set()  # the loop itself keeps tasks by weak references only
+
+    def submit(self, item: ItemT) -> asyncio.Future[AnswerT]:
+        """Put an item into the next batch; await the result for its answer."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[AnswerT] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._sending < self._calls:
+            self._sending += 1
+            # It begins in the next turn of the loop, with all that arrives in this one.
+            sender = loop.create_task(self._send())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return future
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+                await self._answer_batch(batch)
+        finally:
+            self._sending -= 1
+
+    async def _answer_batch(self, batch: Sequence[tuple[ItemT, asyncio.Future[AnswerT]]]) -> None:
+        try:
+            _deliver(batch, await self._answer([item for item, _ in batch]))
+        except Exception as error:
+            _settle(batch, error)
+
+
+def _deliver(batch: Sequence[tuple[object, asyncio.Future[AnswerT]]], answers: Sequence[AnswerT]) -> None:
+    for (_, future), answer in zip(batch, answers, strict=True):
+        if not future.done():  # its client may have gone
+            future.set_result(answer)
 
 
 def _settle(batch: Sequence[tuple[object, asyncio.Future[AnswerT]]], error: Exception) -> None:

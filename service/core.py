@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,9 @@ import orjson
 from pipeline.bundle import Bundle
 from pipeline.config import ServeSettings, conf_folder
 from pipeline.decision import Status
+from pipeline.features import Matrix
 from pipeline.pointer import Promotion
-from service.batcher import MicroBatcher
+from service.batcher import Batcher, MicroBatcher
 from service.journal import Decided, Journal
 from service.metrics import Metrics
 from service.promoted import Promoted
@@ -36,17 +37,15 @@ class Case:
 
 
 class Version:
-    """A version that answers, with the micro-batcher that scores for it and no other.
+    """A version that answers, with the batcher that scores for it and no other.
 
     A request keeps the version that it took hold of; so its contract, its encoder and its booster belong together,
     and the version lives as long as its last request.
     """
 
-    def __init__(
-        self, model: ServedModel, answer: Callable[[ServedModel, Sequence[Case]], list[bytes]], rows: int
-    ):
+    def __init__(self, model: ServedModel, batcher: Batcher[Case, bytes]):
         self.model = model
-        self.batcher: MicroBatcher[Case, bytes] = MicroBatcher(lambda cases: answer(model, cases), rows)
+        self.batcher = batcher
 
     @property
     def promotion(self) -> Promotion:
@@ -103,7 +102,7 @@ class Core:
         answers: list[bytes] = []
         for start in range(0, len(applications), _ROWS_A_TURN):
             rows = applications[start : start + _ROWS_A_TURN]
-            decisions = model.decide(model.encode(rows))
+            decisions = await self._decide_many(model, rows)
             ids = [request_id] * len(rows)
             self._record(model, rows, decisions, ids, [trace_id] * len(rows), first_row=start)
             answers += model.answers(decisions, ids)
@@ -157,12 +156,20 @@ class Core:
         before = self.promoted.served
         same = before is not None and before.model.schema.digest == bundle.schema.digest
         model = ServedModel(promotion, bundle, self.settings, before.model.schema if before and same else None)
-        return Version(model, self._answer, self.settings.micro_batch_rows)
+        return Version(model, self._batcher(model))
 
-    def _answer(self, model: ServedModel, cases: Sequence[Case]) -> list[bytes]:
-        applications = [case.application for case in cases]
+    def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
+        def answer(cases: Sequence[Case]) -> list[bytes]:
+            return self._answers(model, cases, model.decide(encoded(model, cases)))
+
+        return MicroBatcher(answer, self.settings.micro_batch_rows)
+
+    async def _decide_many(self, model: ServedModel, applications: Sequence[Application]) -> Decisions:
+        return model.decide(model.encode(applications))
+
+    def _answers(self, model: ServedModel, cases: Sequence[Case], decisions: Decisions) -> list[bytes]:
         ids = [case.request_id for case in cases]
-        decisions = model.decide(model.encode(applications))
+        applications = [case.application for case in cases]
         self._record(model, applications, decisions, ids, [case.trace_id for case in cases])
         return model.answers(decisions, ids)
 
@@ -212,6 +219,11 @@ def _told(promotion: Promotion | None) -> dict[str, Any] | None:
     if promotion is None:
         return None
     return promotion.model_dump(include={"tag", "version", "run_id", "since", "previous"})
+
+
+def encoded(model: ServedModel, cases: Sequence[Case]) -> Matrix:
+    """Encode the applications of some cases: shape (n, k), float32."""
+    return model.encode([case.application for case in cases])
 
 
 @cache

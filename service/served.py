@@ -115,7 +115,10 @@ class ServedModel:
 
     def decide(self, matrix: Matrix) -> Decisions:
         """Score and decide on encoded applications, shape (n, k)."""
-        probabilities = self._bundle.probabilities(matrix)
+        return self.decisions(matrix, self._bundle.probabilities(matrix))
+
+    def decisions(self, matrix: Matrix, probabilities: Matrix) -> Decisions:
+        """Decide on encoded applications, shape (n, k), by this version's probabilities for them, shape (n,)."""
         codes = decide_many(probabilities, self._settings.thresholds)
         return Decisions(
             probabilities.tolist(), [STATUSES[code] for code in codes.tolist()], self._reasons(matrix)

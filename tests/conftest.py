@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pandas as pd
@@ -23,6 +23,9 @@ from pipeline.pointer import Promotion
 from pipeline.schema import Schema
 from service.core import Core
 from tests import serving
+
+if TYPE_CHECKING:
+    from tests.registry import Machine
 
 PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "data/credit_risk.csv"
@@ -106,7 +109,7 @@ def copy_project(folder: Path) -> Project:
     """Copy what the project consists of; state is made anew below `folder`."""
     for name in ("pipeline", "service", "conf", "data"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock"):
+    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock", "requirements.serve.lock"):
         shutil.copy(PROJECT / name, folder / name)
     settings = ("MLFLOW_", "BENTOML_", "CREDIT_RISK_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
@@ -136,6 +139,56 @@ def served(promoted: Project) -> Iterator[str]:
     """Address of the service that answers with the promoted version."""
     with promoted.serve() as url:
         yield url
+
+
+# A registry of good and bad models, and machines that promote from it (see tests/registry.py).
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory, schema: Schema, applications: pd.DataFrame) -> Path:
+    """SQLite file of a tracking store that holds the versions of `tests.registry`."""
+    from tests.registry import make_registry  # mlflow: seconds that other tests do not need
+
+    return make_registry(tmp_path_factory.mktemp("registry"), schema, applications)
+
+
+@pytest.fixture(scope="session")
+def first_promoted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine on which the first good version is promoted; tests take copies."""
+    from tests.registry import new_machine
+
+    machine = new_machine(tmp_path_factory.mktemp("first"), registry)
+    done = machine.run("promote", "--version", "1")
+    assert done.code == 0, done.err
+    return machine
+
+
+@pytest.fixture
+def machine(registry: Path, tmp_path: Path) -> Machine:
+    """A machine on which nothing is promoted."""
+    from tests.registry import new_machine
+
+    return new_machine(tmp_path, registry)
+
+
+@pytest.fixture
+def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
+    """A machine on which the first good version is promoted."""
+    return first_promoted.copy(tmp_path)
+
+
+# A Dask cluster of two processes on this machine, for what runs on one.
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a scheduler with two workers of one thread each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
+    ) as cluster:
+        yield cluster.scheduler_address
 
 
 # Serving: a store filled in milliseconds, and running servers that many tests share.
@@ -211,3 +264,27 @@ def server(
         serving.Store(promotions).promote(1)
         with serving.serving(folder) as running:
             yield running
+
+
+# Tracking: an MLflow store for tests that call the code in this process.
+
+
+@pytest.fixture(scope="session")
+def _tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an MLflow database: making its tables takes seconds, so all tests share one."""
+    return tmp_path_factory.mktemp("tracking")
+
+
+@pytest.fixture(scope="module")
+def tracking_store(_tracking_folder: Path) -> Iterator[str]:
+    """Address of an MLflow store; `mlflow` uses it until the module's tests are done."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    address = f"sqlite:///{_tracking_folder}/mlflow.db"
+    mlflow.set_tracking_uri(address)
+    if mlflow.get_experiment_by_name("tests") is None:
+        mlflow.create_experiment("tests", artifact_location=(_tracking_folder / "artifacts").as_uri())
+    mlflow.set_experiment("tests")
+    yield address
+    mlflow.set_tracking_uri(before)

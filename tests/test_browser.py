@@ -1,4 +1,4 @@
-"""The pages that people open, in a real browser: the MLflow UI on the default store, and the service's Swagger page."""
+"""The pages that people open, in a real browser: the MLflow UI on the default store, and the service's Swagger."""
 
 from __future__ import annotations
 

@@ -85,12 +85,13 @@ def test_a_vocabulary_learnt_from_few_rows_is_followed_too() -> None:
 def test_every_row_of_the_data_in_every_form_of_table(applications: pd.DataFrame, form: str) -> None:
     expected = reference(json.loads(applications.to_json(orient="records")))
     categories = [name for name, field in SCHEMA.fields.items() if not field.is_numeric]
-    table: Any = {
-        "plain": lambda: applications,
-        "categorical": lambda: applications.astype(dict.fromkeys(categories, "category")),
-        "arrow": lambda: pa.Table.from_pandas(applications),
-        "dictionary": lambda: pa.Table.from_pandas(applications.astype(dict.fromkeys(categories, "category"))),
-    }[form]()
+    categorical = applications.astype(dict.fromkeys(categories, "category"))
+    table = {
+        "plain": applications,
+        "categorical": categorical,
+        "arrow": pa.Table.from_pandas(applications),
+        "dictionary": pa.Table.from_pandas(categorical),
+    }[form]
     assert_same_bits(FrameEncoder(SCHEMA, VECTORIZER).transform(table), expected)
 
 

@@ -1,0 +1,199 @@
+"""The booster in processes of its own behind the HTTP front: the same answers, none lost, the promoted one's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from benchmarks.load import LoadResult, request, run_load
+from pipeline.bundle import open_bundle
+from pipeline.config import ServeSettings
+from pipeline.features import RowEncoder
+from pipeline.pointer import Promotion, version_home
+from pipeline.schema import Schema
+from service.batcher import GatheringBatcher
+from service.core import Core
+from service.refusal import Refusal
+from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
+
+BROKEN: list[dict[str, Any]] = [
+    {"age": "30"}, {"age": None}, {"age": 1e400}, {"home": "castle"}, {"unknown": 1}, {"income": -1}, {"time": 1.5}
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def versions(
+    tmp_path_factory: pytest.TempPathFactory, applications: pd.DataFrame, schema: Schema
+) -> Iterator[list[Promotion]]:
+    """A store of its own with versions 1 and 2, and 1 promoted."""
+    golden = rows_of(applications.head(5), schema)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("store")))
+        stored = [put_in_store(n, *quick_booster(applications, schema, n), schema, golden) for n in (1, 2)]
+        promote(stored[0])
+        yield stored
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return changed_conf(tmp_path_factory.mktemp("front"), front__patience_seconds=30)
+
+
+@pytest.fixture(scope="module")
+def front(versions: list[Promotion], conf: Path) -> Iterator[Server]:
+    with serving(conf.parent, environment={"CREDIT_RISK_CONF": str(conf)}, arguments=["service:front"]) as server:
+        yield server
+
+
+def test_answers_are_those_of_the_service_in_one_process(
+    front: Server, conf: Path, applications: pd.DataFrame, schema: Schema
+) -> None:
+    core = Core(ServeSettings.load(conf / "serve.yaml"), conf.parent / "core")
+    rows = rows_of(applications.sample(60, random_state=1), schema)
+    bodies = [*rows, *({**rows[0], **change} for change in BROKEN)]
+    for body in bodies:
+        raw = json.dumps(body).encode()
+        assert _without_id(front.call("/classify", raw=raw)[:2]) == _without_id(asyncio.run(_answer(core, raw)))
+    status, answers, _ = front.call("/classify_batch", rows)
+    single = [front.call("/classify", row)[1] for row in rows]
+    assert status == 200
+    assert [_without_id((200, answer)) for answer in answers] == [_without_id((200, answer)) for answer in single]
+    assert front.call("/explain", rows[0])[1]["probability"] == single[0]["probability"]
+
+
+def test_promotions_under_load_lose_nothing_and_each_answer_is_whole(
+    front: Server, versions: list[Promotion], applications: pd.DataFrame, schema: Schema
+) -> None:
+    row = rows_of(applications.head(1), schema)[0]
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(_load, front, row, 4.0)
+        switches = []
+        for promotion in (versions[1], versions[0], versions[1], versions[0]):
+            time.sleep(0.7)
+            promote(promotion)
+            switches.append((time.monotonic(), promotion.tag))
+        result = load.result()
+    assert _lost(result) == 0
+    assert {version for version, _ in _given(result)} == {promotion.tag for promotion in versions}
+    assert _given(result) <= {(promotion.tag, _probability(promotion, row)) for promotion in versions}
+    for (since, tag), (until, _) in zip(switches, [*switches[1:], (float("inf"), "")], strict=True):
+        within = [body for began, ended, _, body in result.answers if since <= began and ended < until]
+        assert {json.loads(body)["model"] for body in within} == {tag}
+
+
+def test_scorer_that_dies_under_load_costs_no_request(
+    front: Server, applications: pd.DataFrame, schema: Schema
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(_load, front, rows_of(applications.head(1), schema)[0], 4.0)
+        time.sleep(1)
+        killed = _scorer(front)
+        killed.kill()
+        result = load.result()
+    assert _lost(result) == 0
+    assert _scorer(front).pid != killed.pid
+
+
+def test_scorer_that_hangs_is_told_within_the_patience(
+    versions: list[Promotion], tmp_path: Path, schema: Schema
+) -> None:
+    conf = changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1)
+    environment = {"CREDIT_RISK_CONF": str(conf)}
+    with serving(tmp_path, environment=environment, arguments=["service:front"]) as server:
+        scorer = _scorer(server)
+        scorer.send_signal(signal.SIGSTOP)
+        try:
+            status, answer, headers = server.call("/classify", schema.example())
+            probe = server.call("/readyz")[0]
+        finally:
+            scorer.send_signal(signal.SIGCONT)
+        assert (status, probe, headers["retry-after"]) == (503, 503, "1")
+        assert answer["error"] == "the model's own service does not answer; try again"
+        assert server.call("/classify", schema.example())[0] == 200
+
+
+def test_gathering_batcher_answers_every_item_in_batches_of_the_limit() -> None:
+    sizes: list[int] = []
+
+    async def answer(items: Any) -> list[int]:
+        sizes.append(len(items))
+        await asyncio.sleep(0)
+        return [2 * item for item in items]
+
+    async def ask() -> list[int]:
+        batcher: GatheringBatcher[int, int] = GatheringBatcher(answer, limit=4, calls=2)
+        first = [batcher.submit(item) for item in range(10)]
+        answers = list(await asyncio.gather(*first))
+        # Once more right after the last batch: its sender has just ended.
+        return [*answers, await batcher.submit(10)]
+
+    assert asyncio.run(ask()) == [2 * item for item in range(11)]
+    assert max(sizes) == 4
+
+
+def test_gathering_batcher_gives_a_failure_to_its_batch_only() -> None:
+    async def answer(items: Any) -> list[int]:
+        if 0 in items:
+            raise Refusal(503, "away")
+        return list(items)
+
+    async def ask() -> list[Any]:
+        batcher: GatheringBatcher[int, int] = GatheringBatcher(answer, limit=2, calls=1)
+        return await asyncio.gather(*(batcher.submit(item) for item in range(4)), return_exceptions=True)
+
+    failed, beside, *others = asyncio.run(ask())
+    assert isinstance(failed, Refusal)
+    assert isinstance(beside, Refusal)
+    assert others == [2, 3]
+
+
+async def _answer(core: Core, body: bytes) -> tuple[int, Any]:
+    try:
+        return 200, json.loads(await core.classify(body, "id"))
+    except Refusal as refusal:
+        return refusal.status, json.loads(refusal.body)
+
+
+def _without_id(answer: tuple[int, Any]) -> tuple[int, Any]:
+    status, body = answer
+    return status, {name: value for name, value in body.items() if name != "request_id"}
+
+
+def _load(server: Server, row: dict[str, Any], seconds: float) -> LoadResult:
+    return run_load(server.port, [request("/classify", json.dumps(row).encode())], seconds=seconds, keep=True)
+
+
+def _lost(result: LoadResult) -> int:
+    assert len(result.answers) > 100
+    return result.failures + sum(number for status, number in result.statuses.items() if status != 200)
+
+
+def _given(result: LoadResult) -> set[tuple[str, float]]:
+    answers = (json.loads(body) for *_, body in result.answers)
+    return {(answer["model"], answer["probability"]) for answer in answers}
+
+
+def _probability(promotion: Promotion, row: dict[str, Any]) -> float:
+    bundle = open_bundle(version_home(promotion.tag), promotion.digests)
+    return float(bundle.probabilities(RowEncoder(bundle.schema, bundle.vectorizer).transform([row]))[0])
+
+
+def _scorer(server: Server) -> psutil.Process:
+    """The process that runs the booster, as its command line says; waits for it to be there."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for process in psutil.Process(server.process.pid).children(recursive=True):
+            if "credit_risk_scorer" in process.cmdline():
+                return process
+        time.sleep(0.05)
+    raise AssertionError("no process runs the booster")

@@ -11,7 +11,10 @@ from pipeline.decisions import read_decisions
 from pipeline.errors import DataError
 from tests.test_journal import APPLICATION, Log, decided
 
-V2 = b'"model":"credit_risk_model:v2","digest":"d","schema":"s","thresholds":{"maybe_above":0.3,"declined_above":0.5}'
+V2 = (
+    b'"model":"credit_risk_model:v2","digest":"d","schema":"s",'
+    b'"thresholds":{"maybe_above":0.3,"declined_above":0.5}'
+)
 
 
 @pytest.fixture

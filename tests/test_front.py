@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from benchmarks.load import LoadResult, request, run_load
 from pipeline.bundle import open_bundle
 from pipeline.config import ServeSettings
+from pipeline.errors import StoreError
 from pipeline.features import RowEncoder
 from pipeline.pointer import Promotion, version_home
 from pipeline.schema import Schema
 from service.batcher import GatheringBatcher
 from service.core import Core
 from service.refusal import Refusal
+from service.remote import Versions, version_name
 from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
 
 BROKEN: list[dict[str, Any]] = [
@@ -120,6 +122,13 @@ def test_scorer_that_hangs_is_told_within_the_patience(
         assert (status, probe, headers["retry-after"]) == (503, 503, "1")
         assert answer["error"] == "the model's own service does not answer; try again"
         assert server.call("/classify", schema.example())[0] == 200
+
+
+def test_scorer_opens_no_folder_but_that_of_a_version(versions: list[Promotion]) -> None:
+    outside = versions[0].model_copy(update={"tag": "credit_risk_model:../../elsewhere"})
+    with pytest.raises(StoreError, match="credit_risk_model:vN"):
+        Versions().bundle(version_name(outside))
+    assert Versions().bundle(version_name(versions[0])).schema.name == "credit_risk_application"
 
 
 def test_gathering_batcher_answers_every_item_in_batches_of_the_limit() -> None:

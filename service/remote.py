@@ -133,7 +133,7 @@ class ScorePath:
 class Line:
     """The way from one HTTP worker to the scorers.
 
-    BentoML starts the scorers and says where they are; the calls are made here, since BentoML's client replaces its
+    BentoML starts the scorers and says where they are; the calls are made here: BentoML's own client replaces its
     session after every 100 calls and breaks those under way, and costs several times what scoring does.
 
     Parameters

@@ -4,10 +4,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --quiet
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train promote rollback status serve ui test check format bench lock
+.PHONY: help setup train promote rollback status serve ui bento test check format bench lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -41,6 +42,9 @@ serve: setup  ## Answer requests on port 3000 with the promoted version
 ui: setup  ## Compare runs in the MLflow UI on port 5000
 	mlflow ui $(ARGS)
 
+bento: setup  ## Build a Bento of the service with the promoted version
+	python -m pipeline package $(ARGS)
+
 test: setup  ## Run the tests
 	python -m pytest $(ARGS)
 
@@ -57,6 +61,6 @@ format: setup  ## Rewrite the code in the project's format
 bench: setup  ## Measure: recipe, training, scoring, serving, faults (needs a quiet machine)
 	for name in recipe training scoring faults serving; do python -m benchmarks.$$name || exit 1; done
 
-lock: setup  ## Resolve requirements.lock anew from pyproject.toml
-	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header \
-	  --no-emit-index-url --no-emit-find-links --upgrade --quiet -o requirements.lock
+lock: setup  ## Resolve both locks anew from pyproject.toml
+	uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.lock
+	uv pip compile --group serve -c requirements.lock $(LOCK) -o requirements.serve.lock

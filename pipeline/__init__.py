@@ -10,6 +10,7 @@ The journey, in the order in which the modules may import each other::
     gate, store      a candidate is judged, then stands verified in the BentoML store
     pointer, promote the promoted version is one atomic fact, with its history
     score            a table becomes decisions, in bulk
+    decisions        what the service decided becomes a table
 
 ``python -m pipeline COMMAND --help`` documents each command.
 """

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _package(
         _command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version")
     )
+    _decisions(_command(commands, "decisions", "pipeline.decisions:run", "read the service's decision log"))
     return parser
 
 
@@ -87,6 +89,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a time above 0 seconds, received {text}")
+    return number
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=_optional(str), metavar="PATH", help="CSV, Parquet or folder of Parquet (conf: data)")
@@ -101,7 +110,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _promote(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--version", type=_optional(_positive), metavar="N", help="version of the registered model")
-    which.add_argument("--run-id", metavar="ID", help="the version that this MLflow run registered")
+    which.add_argument(
+        "--run-id", type=_optional(str), metavar="ID", help="the version that this MLflow run registered"
+    )
     which.add_argument("--best", action="store_true", help="the version with the best test log loss")
     add = parser.add_argument
     add("--config", default="conf/promote.yaml", metavar="PATH", help="file of the gates")
@@ -120,7 +131,7 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
 
 def _sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="conf/promote.yaml", metavar="PATH", help="file of the defaults")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="keep following, looking this often")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="keep following, looking this often")
 
 
 def _score(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +148,14 @@ def _package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unpinned", action="store_true", help="no version inside: it serves a mounted store only"
     )
+
+
+def _decisions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--folder", metavar="DIR", help="the decision log (default: decision_log.folder of conf/serve.yaml)")
+    add("--since", type=datetime.fromisoformat, metavar="TIME", help="leave out what is older; ISO 8601, UTC")
+    add("--model", metavar="TAG", help="only decisions of this version, such as credit_risk_model:v3")
+    add("--output", metavar="FILE", help="write them as one table; CSV or Parquet, by the name's ending")
 
 
 if __name__ == "__main__":

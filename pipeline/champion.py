@@ -71,6 +71,12 @@ def address() -> str:
     return chosen or "sqlite:///mlflow.db"
 
 
+def shown_address() -> str:
+    """The address without the password that it may hold, for messages."""
+    parts = urlsplit(address())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address()
+
+
 def is_reachable(seconds: float = 1.0) -> bool:
     """Whether it is worth importing MLflow: the server's port answers, the database file is there.
 
@@ -215,9 +221,9 @@ class Settling:
             answer = json.loads(output or "{}")
         except (subprocess.TimeoutExpired, ValueError):
             self.abandon()
-            answer = {"error": f"MLflow at {address()} did not answer within {seconds:g} s"}
+            answer = {"error": f"MLflow at {shown_address()} did not answer within {seconds:g} s"}
         if "champion" not in answer:
-            raise TrackingError(answer.get("error", f"MLflow at {address()} could not be asked"))
+            raise TrackingError(answer.get("error", f"MLflow at {shown_address()} could not be asked"))
         champion: int | None = answer["champion"]
         return champion
 
@@ -250,7 +256,7 @@ def _answer(text: str) -> dict[str, Any]:
 def _asking() -> Iterator[Any]:
     """MLflow's client; whatever it raises becomes one line."""
     if not is_reachable():
-        raise TrackingError(f"MLflow at {address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
+        raise TrackingError(f"MLflow at {shown_address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
     for variable, value in _PATIENCE.items():
         os.environ.setdefault(variable, value)
     from mlflow import MlflowClient
@@ -262,7 +268,7 @@ def _asking() -> Iterator[Any]:
         yield MlflowClient()
     except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise TrackingError(f"MLflow at {address()}: {reason}") from error
+        raise TrackingError(f"MLflow at {shown_address()}: {reason}") from error
 
 
 def _absence() -> str:
@@ -304,7 +310,7 @@ def _version(client: Any, number: int) -> ModelVersion:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise TrackingError(
-                f"MLflow at {address()}: has no {MODEL_NAME} version {number} with its run; "
+                f"MLflow at {shown_address()}: has no {MODEL_NAME} version {number} with its run; "
                 "choose another, or train one"
             ) from None
         raise

@@ -123,7 +123,8 @@ def calibration(labels: Labels, probabilities: Probabilities) -> tuple[float, fl
     # Newton's method, from the base rate: from (0, 1) it diverges for a loud model that knows nothing.
     beta = np.array([np.log(rate / (1 - rate)), 0.0])
     for _ in range(25):
-        fitted = expit(x @ beta)
+        # Kept in range: with labels that the probabilities separate, the slope has no bound.
+        fitted = expit(np.clip(x @ beta, -30, 30))
         hessian = (x * (fitted * (1 - fitted))[:, None]).T @ x
         step = np.linalg.lstsq(hessian, x.T @ (labels - fitted), rcond=None)[0]
         beta = beta + step

@@ -129,7 +129,10 @@ class FrameEncoder:
         self._schema = schema
         self._vocabulary: dict[str, int] = vectorizer.vocabulary_
         self._separator: str = vectorizer.separator
-        self._ratios = {name: _ratio_function(ratio, _column_quotient) for name, ratio in schema.ratios.items()}
+        # Compiled here: a ratio finds its names by parsing its expression.
+        self._ratios = {
+            name: (ratio.names, _ratio_function(ratio, _column_quotient)) for name, ratio in schema.ratios.items()
+        }
         self.width = len(vectorizer.feature_names_)
 
     def transform(self, table: Table) -> Matrix:
@@ -179,8 +182,8 @@ class FrameEncoder:
                 values = np.where(values == code, np.nan, values)
             numbers[name] = values
         with np.errstate(all="ignore"):
-            for name, ratio in self._schema.ratios.items():
-                values = self._ratios[name](*(numbers[used] for used in ratio.names))
+            for name, (names, ratio) in self._ratios.items():
+                values = ratio(*(numbers[used] for used in names))
                 numbers[name] = np.where(np.abs(values) <= FLOAT32_MAX, values, np.nan)
             for name, values in numbers.items():
                 if name in vocabulary:
@@ -203,8 +206,11 @@ class FrameEncoder:
 
 
 def _set_one_hot(matrix: Matrix, codes: npt.NDArray[np.intp]) -> None:
-    known = np.flatnonzero(codes >= 0)
-    matrix[known, codes[known]] = 1
+    rows = np.arange(len(codes))
+    known = codes >= 0
+    if not known.all():
+        rows, codes = rows[known], codes[known]
+    matrix[rows, codes] = 1
 
 
 def _number(value: Any, missing: Sequence[float]) -> float:

@@ -489,6 +489,8 @@ def _done(verb: str, promotion: Promotion, notes: list[str]) -> Report:
 
 def _status_text(promoted: Promotion, records: list[dict[str, Any]]) -> str:
     alias = "follows" if is_settled(promoted) else "does not follow yet: `python -m pipeline sync`"
+    whole = versions.is_intact(promoted.tag, promoted.digests)
+    cure = f"ABSENT OR ALTERED: `python -m pipeline promote --version {promoted.version}` stores them again"
     facts = {
         "promoted": promoted.tag,
         "run": promoted.run_id,
@@ -497,6 +499,7 @@ def _status_text(promoted: Promotion, records: list[dict[str, Any]]) -> str:
         "why": promoted.why + (" (forced)" if promoted.forced else ""),
         "previous": promoted.previous or "-",
         "champion": f"MLflow's alias {alias}",
+        "files": "whole" if whole else cure,
     }
     lines = [f"{name:<9} {value}" for name, value in facts.items()]
     lines += ["", "file                 sha256"]

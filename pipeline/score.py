@@ -107,17 +107,22 @@ class Scorer:
         return np.asarray(self._booster.inplace_predict(self._encoder.transform(rows)), dtype=np.float32)
 
 
-class _Files(NamedTuple):
+class Files(NamedTuple):
+    """Where the decided rows go, and where those that break the contract do."""
+
     output: Path
     rejects: Path
 
 
-class _Counts(NamedTuple):
+class Counts(NamedTuple):
+    """Rows by what became of them."""
+
     decisions: dict[str, int]
     rejected: int
 
     @property
     def scored(self) -> int:
+        """Rows in the output."""
         return sum(self.decisions.values())
 
 
@@ -139,12 +144,12 @@ def run(options: Namespace) -> Report:
     """
     settings = ScoreSettings.load(options.config, threads=options.threads)
     output = Path(options.output)
-    files = _Files(output, Path(options.rejects) if options.rejects else output.with_suffix(".rejects.csv"))
+    files = Files(output, Path(options.rejects) if options.rejects else output.with_suffix(".rejects.csv"))
     _check_places(Path(options.input), files)
     source = open_source(options.input)
     model = _open_model(options.model)
     _check_header(source.schema, model.schema)
-    return _report(_score_file(source, model, settings, files), model.name, files)
+    return _report(score_file(source, model, settings, files), model.name, files)
 
 
 def score_table(
@@ -245,7 +250,14 @@ class _Rejects:
         return self._sink
 
 
-def _score_file(source: Source, model: Model, settings: ScoreSettings, files: _Files) -> _Counts:
+def score_file(source: Source, model: Model, settings: ScoreSettings, files: Files) -> Counts:
+    """Score a table into files that appear whole or not at all.
+
+    Raises
+    ------
+    DataError, ClusterError
+        The table breaks off, a file cannot be written, or the cluster broke off.
+    """
     thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
     kinds = _output_columns(source.schema, model.schema, files.output)
     with ExitStack() as stack:
@@ -259,7 +271,7 @@ def _score_file(source: Source, model: Model, settings: ScoreSettings, files: _F
                 bar.update(len(batch.rows) + len(batch.unreadable))
     if not rejects.count:
         files.rejects.unlink(missing_ok=True)  # those of an earlier run would be taken for this one's
-    return _Counts(dict(zip(STATUSES, writer.decisions.tolist(), strict=True)), rejects.count)
+    return Counts(dict(zip(STATUSES, writer.decisions.tolist(), strict=True)), rejects.count)
 
 
 def _output_columns(columns: pa.Schema, contract: Schema, output: Path) -> pa.Schema:
@@ -303,7 +315,7 @@ def _check_header(columns: pa.Schema, contract: Schema) -> None:
         )
 
 
-def _check_places(source: Path, files: _Files) -> None:
+def _check_places(source: Path, files: Files) -> None:
     """Refuse to write over or into what is being read."""
     for path in files:
         target = path.resolve()
@@ -313,7 +325,7 @@ def _check_places(source: Path, files: _Files) -> None:
         raise DataError(f"{files.rejects}: the rejects need a file of their own ending in {CSV}; name another one")
 
 
-def _report(counts: _Counts, model: str, files: _Files) -> Report:
+def _report(counts: Counts, model: str, files: Files) -> Report:
     data = {
         "model": model,
         "output": str(files.output),

@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from pipeline.cluster import available_cores, cluster_failures, connect
 from pipeline.config import TrainSettings
-from pipeline.errors import DataError
+from pipeline.errors import ClusterError, DataError
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer
 from pipeline.ingest import normalised
 from pipeline.schema import Schema, Violation, check_columns, load_schema, violations
@@ -140,7 +141,7 @@ def fit(
     ClusterError
         The cluster cannot be reached, or broke off.
     """
-    share = _share(settings, schema, found)
+    share = share_of(settings, schema, found)
     if settings.cluster is None:
         return share.train({**parameters, "nthread": available_cores()}, rounds, shown=True)
     with connect(settings.cluster.address) as client, cluster_failures():
@@ -152,7 +153,7 @@ def held_out(
 ) -> tuple[Matrix, Matrix]:
     """Score every held-out row: labels and probabilities of default, both shape (n,), float32."""
     booster.set_param({"nthread": available_cores()})
-    pages = _share(settings, schema, found).pages(TEST)
+    pages = share_of(settings, schema, found).pages(TEST)
     scored = [(labels, booster.inplace_predict(matrix)) for matrix, labels in pages]
     labels, probabilities = (np.concatenate(part) for part in zip(*scored, strict=True))
     return labels, probabilities
@@ -194,8 +195,8 @@ class Share:
     def split(self, parts: int) -> list[Share]:
         """Cut into at most so many shares of whole row groups, about equally long."""
         ends = np.cumsum([group.rows for group in self.groups])
-        owners = np.minimum((ends - 1) * parts // ends[-1], parts - 1)
         starts = ends - [group.rows for group in self.groups]
+        owners = (starts + ends) // 2 * parts // ends[-1]  # a group belongs where its middle lies
         return [
             replace(
                 self,
@@ -310,7 +311,8 @@ def _notes(sides: npt.NDArray[np.uint8], source: ParquetSource, schema: Schema) 
     return tuple(notes)
 
 
-def _share(settings: TrainSettings, schema: Schema, found: Survey) -> Share:
+def share_of(settings: TrainSettings, schema: Schema, found: Survey) -> Share:
+    """The whole table as one share."""
     # Workers may run in another folder.
     path = str(Path(settings.data).resolve())
     return Share(
@@ -323,9 +325,7 @@ def _train_on_cluster(client: Any, share: Share, parameters: dict[str, Any], rou
 
     workers = client.nthreads()
     shares = share.split(len(workers))
-    tracker = RabitTracker(
-        len(shares), host_ip=_address_towards(client.scheduler.address), sortby="task", timeout=60
-    )
+    tracker = RabitTracker(len(shares), host_ip=_address_towards(client.scheduler.address), timeout=60)
     tracker.start()
     # One task a worker, all at once: they wait for each other at every split.
     futures = [
@@ -334,16 +334,23 @@ def _train_on_cluster(client: Any, share: Share, parameters: dict[str, Any], rou
             part,
             {**parameters, "nthread": threads},
             rounds,
-            {**tracker.worker_args(), "dmlc_task_id": f"{rank:06d}"},
+            tracker.worker_args(),
             workers=[address],
             allow_other_workers=False,
             pure=False,
             retries=0,
         )
-        for rank, (part, (address, threads)) in enumerate(zip(shares, workers.items(), strict=False))
+        for part, (address, threads) in zip(shares, workers.items(), strict=False)
     ]
-    boosters = client.gather(futures)
-    return xgb.Booster(model_file=bytearray(boosters[0]))
+    try:
+        return xgb.Booster(model_file=bytearray(client.gather(futures)[0]))
+    except xgb.core.XGBoostError as error:  # one worker is lost, and the others notice it inside XGBoost
+        raise ClusterError(
+            f"a worker failed while training: {str(error).splitlines()[0]}; look at its log, and run again"
+        ) from None
+    finally:
+        with suppress(xgb.core.XGBoostError):
+            tracker.free()
 
 
 def _train_on_worker(share: Share, parameters: dict[str, Any], rounds: int, arguments: dict[str, Any]) -> bytes:

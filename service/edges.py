@@ -27,10 +27,8 @@ KEYS_VARIABLE = "CREDIT_RISK_API_KEYS"
 LOOPBACK = "127.0.0.1"
 
 _JSON = b"application/json"
-_CLOSE = (b"connection", b"close")
-_DRAINABLE = 16
-"""A refused body of up to so many times the limit is read off the connection, so that the client surely gets the
-answer; beyond that the connection is closed under it."""
+CLOSE = (b"connection", b"close")
+"""Header of an answer after which the connection cannot be used again."""
 
 
 class ClientGone(Exception):
@@ -88,14 +86,37 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     ClientGone
         The client closed the connection.
     """
-    declared = int(headers.get(b"content-length", b"0"))
-    if declared > limit:
-        raise _too_large(limit, close=declared > _DRAINABLE * limit)
+    if _declared(headers) > limit:
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
             return await _collect(receive, limit)
     except TimeoutError:
-        raise Refusal(408, f"the body must arrive within {seconds:g} seconds", headers=[_CLOSE]) from None
+        raise Refusal(408, f"the body must arrive within {seconds:g} seconds", headers=[CLOSE]) from None
+
+
+async def drain(receive: Receive, headers: Headers, most: int, seconds: float) -> bool:
+    """Read off what is left of a refused body, so that its client gets to read the answer.
+
+    A connection that is closed while its client still sends is reset, and the answer is lost with it.
+
+    Returns
+    -------
+    bool
+        Whether the body came to its end, and the connection can be kept.
+    """
+    if _declared(headers) > most:
+        return False
+    try:
+        async with asyncio.timeout(seconds):
+            while most >= 0:
+                message = await receive()
+                most -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return message["type"] == "http.request"
+    except TimeoutError:
+        pass
+    return False
 
 
 class RequestIds:
@@ -127,14 +148,18 @@ async def _collect(receive: Receive, limit: int) -> bytes:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise _too_large(limit, close=True)
+            raise _too_large(limit)
         chunks.append(chunk)
         if not message.get("more_body"):
             return chunk if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(limit: int, *, close: bool) -> Refusal:
-    return Refusal(413, f"the body must not exceed {limit} bytes", headers=[_CLOSE] if close else [])
+def _declared(headers: Headers) -> int:
+    return int(headers.get(b"content-length", b"0"))
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the body must not exceed {limit} bytes")
 
 
 def _unauthorized(error: str) -> Refusal:

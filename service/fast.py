@@ -21,6 +21,7 @@ from opentelemetry.trace import format_trace_id, get_current_span
 from service.core import Core
 from service.documents import openapi
 from service.edges import (
+    CLOSE,
     ClientGone,
     Door,
     Headers,
@@ -28,6 +29,7 @@ from service.edges import (
     RequestIds,
     Scope,
     Send,
+    drain,
     read_body,
     require_json,
 )
@@ -43,6 +45,9 @@ _PROBES = frozenset({"/livez", "/healthz", "/readyz"})
 _BENTOML = frozenset({*_PROBES, "/", "/schema.json"})
 _BENTOML_FILES = "/static_content/"
 
+_DRAINED = 4
+"""A refused body of up to so many times the largest that is taken is still read off its connection."""
+
 _OTHER = "other"
 """Label of all that is no endpoint: unknown paths must not become labels."""
 
@@ -54,6 +59,7 @@ class Request:
     receive: Receive
     headers: Headers
     request_id: str
+    body_is_read: bool = False
 
 
 @dataclass(slots=True)
@@ -111,7 +117,7 @@ class FastPath:
         try:
             answer = await self._answer(scope, request)
         except Refusal as refusal:
-            answer = Answer(refusal.body, refusal.status, headers=tuple(refusal.headers))
+            answer = await self._refused(refusal, request)
         except ClientGone:
             return
         except Exception as error:
@@ -151,9 +157,18 @@ class FastPath:
             raise Refusal(405, f"the path takes {allowed} only", headers=[(b"allow", allowed.encode())])
         return await endpoint(request)
 
+    async def _refused(self, refusal: Refusal, request: Request) -> Answer:
+        headers, limits = refusal.headers, self._core.settings.limits
+        if not request.body_is_read and CLOSE not in headers:
+            most = _DRAINED * limits.batch_body_bytes
+            if not await drain(request.receive, request.headers, most, limits.body_seconds):
+                headers = [*headers, CLOSE]
+        return Answer(refusal.body, refusal.status, headers=tuple(headers))
+
     async def _decide(self, decide: Decide, limit: int, request: Request) -> Answer:
         require_json(request.headers)
         body = await read_body(request.receive, request.headers, limit, self._core.settings.limits.body_seconds)
+        request.body_is_read = True
         return Answer(await decide(body, request.request_id, self._trace_id()))
 
     async def _classify_batch(self, request: Request) -> Answer:

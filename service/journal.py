@@ -78,7 +78,7 @@ class Decided:
         head = b'{"time":"%b",%b,"request_id":"' % (moment, self.model)
         numbers = orjson.dumps(self.probabilities[rows.start : rows.stop])[1:-1].split(b",")
         parts: list[bytes] = []
-        # A line is put together from parts: formatting each takes twice as long, and this is most of the log's cost.
+        # Lines are put together from parts: to format each takes twice as long, and this is most of the cost.
         for row, number in zip(rows, numbers, strict=True):
             parts += (
                 head,

@@ -264,3 +264,27 @@ def server(
         serving.Store(promotions).promote(1)
         with serving.serving(folder) as running:
             yield running
+
+
+# Tracking: an MLflow store for tests that call the code in this process.
+
+
+@pytest.fixture(scope="session")
+def _tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an MLflow database: making its tables takes seconds, so all tests share one."""
+    return tmp_path_factory.mktemp("tracking")
+
+
+@pytest.fixture(scope="module")
+def tracking_store(_tracking_folder: Path) -> Iterator[str]:
+    """Address of an MLflow store; `mlflow` uses it until the module's tests are done."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    address = f"sqlite:///{_tracking_folder}/mlflow.db"
+    mlflow.set_tracking_uri(address)
+    if mlflow.get_experiment_by_name("tests") is None:
+        mlflow.create_experiment("tests", artifact_location=(_tracking_folder / "artifacts").as_uri())
+    mlflow.set_experiment("tests")
+    yield address
+    mlflow.set_tracking_uri(before)

@@ -147,7 +147,7 @@ class Machine:
 
     def copy(self, folder: Path) -> Machine:
         """Another machine in the same state, with a tracking database of its own."""
-        shutil.copytree(self.home, folder / "home")
+        shutil.copytree(self.home, folder / "home", dirs_exist_ok=True)
         shutil.copy(self.tracking.removeprefix("sqlite:///"), folder / "mlflow.db")
         return Machine(folder / "home", f"sqlite:///{folder}/mlflow.db")
 

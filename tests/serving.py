@@ -130,9 +130,10 @@ def make_core(**changes: Any) -> Core:
 class Server:
     """A running ``bentoml serve``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path, conf: Path) -> None:
         self.process = process
         self.port = port
+        self.decisions = conf.parent / "decisions"
         self._log = log
 
     @property
@@ -162,6 +163,10 @@ class Server:
         except HTTPError as error:
             with error:
                 return error.code, _decoded(error.read()), _lower(error.headers)
+
+    def connection(self) -> socket.socket:
+        """A raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def stop(self) -> int:
         """Ask it to end as an orchestrator does, and wait."""
@@ -198,12 +203,29 @@ def serving(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, Path(os.environ["CREDIT_RISK_CONF"]))
     try:
         _await(server, "/readyz" if ready else "/livez")
         yield server
     finally:
         _end(server)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """One answer, or all that comes before the end."""
+    received = b""
+    while True:
+        try:
+            chunk = connection.recv(65536)
+        except TimeoutError:
+            return received
+        received += chunk
+        head, separator, body = received.partition(b"\r\n\r\n")
+        length = next(
+            (int(line[16:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
+        )
+        if not chunk or (separator and len(body) >= length):
+            return received
 
 
 def free_port() -> int:

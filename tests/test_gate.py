@@ -112,7 +112,7 @@ def test_one_label_decides_nothing() -> None:
 def test_a_clearly_worse_candidate_is_refused_against_the_champion_only() -> None:
     _, probabilities = draw()
     worse = sound(candidate=noisy(probabilities, 0.9))
-    lenient = {"at_least": {}, "at_most": {}}
+    lenient: dict[str, Any] = {"at_least": {}, "at_most": {}}
     assert {"auc_worse_by", "log_loss_worse_by"} <= broken(worse, **lenient)
     assert broken(replace(worse, champion=None, champion_name=None), **lenient) == set()
 

@@ -42,7 +42,7 @@ print(json.dumps({
 }))
 """
     found = json.loads(promoted.run("python", "-c", code).stdout.splitlines()[-1])
-    assert (found["version"], found["candidate"], found["status"]) == ("1", "1", "FINISHED")
+    assert (int(found["version"]), int(found["candidate"]), found["status"]) == (1, 1, "FINISHED")
     assert found["children"] == ["FINISHED"] * 3
     assert found["metrics"]["test_auc"] > 0.8
 

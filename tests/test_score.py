@@ -86,7 +86,7 @@ def write_config(folder: Path, **values: Any) -> Path:
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [
-        {name: None if value != value else value for name, value in row.items()}
+        {str(name): None if value != value else value for name, value in row.items()}
         for row in frame.to_dict("records")
     ]
 
@@ -322,7 +322,8 @@ def test_long_table_is_never_held(model: Model, applications: pd.DataFrame) -> N
     most = 0
 
     class Long:
-        schema, count = rows.schema, None
+        schema: pa.Schema = rows.schema
+        count: int | None = None
 
         def batches(self, size: int) -> Iterator[Batch]:
             nonlocal most

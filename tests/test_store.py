@@ -38,7 +38,7 @@ def test_the_stored_model_answers_as_mlflow_does_for_every_applicant(
     with promoted_machine.entered():
         bundle = open_bundle(promoted_machine.folder(1), promoted(promoted_machine).digests)
         columns = list(bundle.schema.fields)
-        rows = applications[columns].astype(object).where(applications[columns].notna(), None)
+        rows: Any = applications[columns].astype(object).where(applications[columns].notna(), None)
         expected = reference("models:/credit_risk_model/1", rows.to_dict("records"))
     matrix = FrameEncoder(bundle.schema, bundle.vectorizer).transform(applications)
     assert np.abs(bundle.probabilities(matrix) - expected).max() <= 1e-6

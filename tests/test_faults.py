@@ -1,0 +1,258 @@
+"""What is promoted survives kill -9 at every step, races, full disks and dead servers: real faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import pointer
+from pipeline.pointer import file_digests
+from tests.conftest import free_port, wait_until_live
+from tests.registry import BETTER, GOOD, THIRD, Machine
+
+BEFORE = ("after-lock", "after-stage", "after-verdict", "after-verify", "after-rename")
+AFTER = (
+    "after-pointer", "after-history", "after-latest", "after-alias", "after-settled", "after-prune",
+)  # fmt: skip
+"""Every step of a promotion, before and after the pointer moves."""
+
+
+def whole(machine: Machine) -> int:
+    """The promoted version, its files whole, and `status` showing it."""
+    promoted = machine.pointer()
+    assert promoted
+    assert file_digests(machine.folder(promoted.version)) == promoted.digests
+    with machine.entered():
+        assert pointer.history()[-1] == promoted.model_dump()
+    return promoted.version
+
+
+def settled(machine: Machine, version: int) -> None:
+    """Nothing is left of a fault: pointer, `latest`, history and alias agree, and no rubbish lies about."""
+    assert whole(machine) == version
+    assert (machine.models / "latest").read_text() == f"v{version}"
+    assert machine.champion() == version
+    assert machine.history()[-1] == version
+    assert not [path.name for path in machine.models.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in (machine.home / ".credit_risk_model").iterdir()) == ["lock", "settled"]
+
+
+@pytest.mark.parametrize("failpoint", [*BEFORE, *AFTER])
+def test_kill_9_at_each_step_leaves_the_old_or_the_new_version_whole(
+    promoted_machine: Machine, failpoint: str
+) -> None:
+    machine = promoted_machine
+    killed = machine.run("promote", "--version", "2", failpoint=failpoint)
+    assert killed.code == -signal.SIGKILL
+    assert whole(machine) == (GOOD if failpoint in BEFORE else BETTER)
+    again = machine.run("promote", "--version", "2")
+    assert again.code == 0, again.err
+    settled(machine, BETTER)
+    assert machine.history() == [1, 2]
+
+
+def test_kill_9_at_any_moment(promoted_machine: Machine) -> None:
+    machine = promoted_machine
+    generator = random.Random(0)
+    begun = time.monotonic()
+    assert machine.run("promote", "--version", "2").code == 0
+    usual = time.monotonic() - begun
+    for round_number in range(4):
+        killed = machine.start("promote", "--version", str((THIRD, BETTER)[round_number % 2]))
+        killed.process.join(generator.uniform(0, usual))
+        killed.process.kill()
+        killed.wait()
+        whole(machine)
+    again = machine.run("promote", "--version", "3")
+    assert again.code == 0, again.err
+    settled(machine, THIRD)
+
+
+def test_kill_9_during_a_rollback_and_a_sync(promoted_machine: Machine, tmp_path: Path) -> None:
+    machine, other = promoted_machine, Machine(tmp_path / "other", promoted_machine.tracking)
+    assert machine.run("promote", "--version", "2").code == 0
+    assert machine.run("rollback", failpoint="after-pointer").code == -signal.SIGKILL
+    assert whole(machine) == GOOD
+    assert machine.run("sync").code == 0
+    settled(machine, GOOD)
+    for failpoint, version in (("after-rename", BETTER), ("after-pointer", THIRD)):
+        assert machine.run("promote", "--version", str(version)).code == 0
+        assert other.run("sync", failpoint=failpoint).code == -signal.SIGKILL
+        assert other.run("sync").code == 0
+        settled(other, version)
+
+
+def test_two_promotions_at_once_are_one_after_the_other(promoted_machine: Machine) -> None:
+    machine = promoted_machine
+    both = [machine.start("promote", "--version", str(version)) for version in (BETTER, THIRD)]
+    assert [command.wait().code for command in both] == [0, 0]
+    assert sorted(machine.history()) == [1, 2, 3]
+    settled(machine, machine.history()[-1])
+
+
+def test_a_promotion_that_waits_too_long_is_refused_in_one_line(promoted_machine: Machine, tmp_path: Path) -> None:
+    text = Path("conf/promote.yaml").read_text().replace("lock_seconds: 60.0", "lock_seconds: 0.1")
+    config = tmp_path / "impatient.yaml"
+    config.write_text(text)
+    with promoted_machine.entered(), pointer.promotion_lock(0):
+        refused = promoted_machine.run("promote", "--version", "2", "--config", str(config))
+    assert refused.code == 1
+    assert f"process {os.getpid()}" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    settled(promoted_machine, GOOD)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small filesystem")
+@pytest.mark.parametrize("kilobytes", [0, 60, 250])
+def test_a_full_disk_loses_nothing_and_says_so(first_promoted: Machine, tmp_path: Path, kilobytes: int) -> None:
+    disk = tmp_path / "home"
+    disk.mkdir()
+    with mounted(disk):
+        machine = first_promoted.copy(tmp_path)
+        filler = fill(disk, kilobytes)
+        full = machine.run("promote", "--version", "2")
+        assert full.code == 1
+        assert len(full.err.splitlines()) == 1
+        assert "space" in full.err
+        assert whole(machine) == GOOD
+        assert machine.run("status").code == 0
+        filler.unlink()
+        again = machine.run("promote", "--version", "2")
+        assert again.code == 0, again.err
+        settled(machine, BETTER)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path) -> Iterator[None]:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False)
+    if done.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, spare_kilobytes: int) -> Path:
+    """Leave only so much space."""
+    filler = disk / "filler"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    filler.write_bytes(b"\0" * (free - spare_kilobytes * 1024))
+    return filler
+
+
+class Server:
+    """A real MLflow server over a machine's tracking database, which can be killed and started again."""
+
+    def __init__(self, machine: Machine, log: Path) -> None:
+        self._database = machine.tracking
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._database, *options],
+                env=env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_until_live(self.uri, self._process, self._log, "/health")
+
+    def kill(self) -> None:
+        if self._process:
+            # The group is its own: uvicorn's workers go with it.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(promoted_machine: Machine, tmp_path: Path) -> Iterator[Server]:
+    running = Server(promoted_machine, tmp_path / "server.log")
+    running.start()
+    yield running
+    running.kill()
+
+
+def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
+    promoted_machine: Machine, server: Server, tmp_path: Path
+) -> None:
+    machine = promoted_machine
+    follower = Machine(tmp_path / "follower", server.uri)
+    watching = follower.start("sync", "--watch", "0.2")
+    eventually(lambda: follower.pointer() is not None)
+    assert whole(follower) == GOOD
+
+    server.kill()
+    assert (
+        machine.run("promote", "--version", "2").code == 0
+    )  # straight into the database, while the server is away
+    eventually(lambda: "no answer" in watching.err)
+    assert watching.process.is_alive()
+    assert whole(follower) == GOOD
+    # A rollback through the dead server is done here, and told to MLflow later.
+    offline = machine.on(server.uri).run("rollback")
+    assert offline.code == 0, offline.err
+    assert whole(machine) == GOOD
+    promoting = machine.on(server.uri).run("promote", "--version", "3")
+    assert promoting.code == 1
+    assert len(promoting.err.splitlines()) == 1
+
+    server.start()
+    eventually(lambda: whole(follower) == BETTER)
+    assert machine.on(server.uri).run("sync").code == 0
+    settled(machine, GOOD)
+    eventually(lambda: whole(follower) == GOOD)
+
+    # Killed in the middle of a promotion: old or new, one line, and completed when it is back.
+    promoting = machine.on(server.uri).start("promote", "--version", "3")
+    eventually(
+        lambda: (machine.home / ".credit_risk_model/staging/models").exists() or not promoting.process.is_alive()
+    )
+    server.kill()
+    assert promoting.wait(120).code in {0, 1}
+    assert len(promoting.err.splitlines()) <= 1
+    outcome = whole(machine)
+    server.start()
+    assert machine.on(server.uri).run("sync").code == 0
+    settled(machine, outcome)
+
+    assert watching.process.pid
+    os.kill(watching.process.pid, signal.SIGTERM)
+    assert watching.wait().code == 0
+    assert "stopped following" in watching.out
+
+
+def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promoted_machine: Machine) -> None:
+    machine = promoted_machine
+    with (machine.models / "history.jsonl").open("ab") as file:
+        file.write(b'{"tag": "credit_ri')  # a disk that was full for a moment
+    assert machine.run("promote", "--version", "2", failpoint="after-pointer").code == -signal.SIGKILL
+    shown = machine.run("status", "--json").data["history"]
+    assert [record["version"] for record in shown] == [1, 2]
+    assert machine.run("rollback").code == 0
+    lines = (machine.models / "history.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["version"] for line in lines if line.endswith(b"}")] == [1, 2, 1]

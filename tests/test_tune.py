@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import psutil
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.config import ClusterSettings, TrainSettings
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.features import FrameEncoder, make_vectorizer
+from pipeline.folds import FoldScore, FoldSet, FoldSettings
+from pipeline.schema import Schema
+from pipeline.tune import Best, finished_trials, open_study, search, study_inputs, study_name
+from pipeline.workers import InProcess, Pool, open_pool
+from tests.conftest import PROJECT
+
+INPUTS = {"data": "d1", "seed": 42}
+
+
+@pytest.fixture(scope="module")
+def folds(schema: Schema, applications: pd.DataFrame) -> FoldSet:
+    """A few rows of the data, in three folds."""
+    rows = applications.head(400)
+    matrix = FrameEncoder(schema, make_vectorizer(schema)).transform(rows)
+    fixed = {"objective": "binary:logistic", "eval_metric": "logloss", "seed": 1}
+    return FoldSet(matrix, schema.labels(rows), FoldSettings(fixed, 3, 1, 30, 5))
+
+
+def settings(folder: Path, **changes: Any) -> TrainSettings:
+    """The shipped settings, with a study of their own."""
+    return TrainSettings.load(PROJECT / "conf/train.yaml", storage=f"sqlite:///{folder}/optuna.db", **changes)
+
+
+@contextmanager
+def opened(
+    folder: Path, name: str = "s", inputs: dict[str, Any] = INPUTS, **changes: Any
+) -> Iterator[optuna.Study]:
+    with open_study(settings(folder, **changes), name, inputs) as study:
+        yield study
+
+
+def run(
+    folder: Path, folds: FoldSet, trials: int, name: str = "s", **changes: Any
+) -> tuple[Best, list[FrozenTrial]]:
+    """Search to a total in this process; returns the best and all finished trials."""
+    with opened(folder, name, **changes) as study:
+        best = search(study, InProcess(rows, 1), settings(folder, trials=trials, **changes), lambda trial: None)
+        return best, finished_trials(study)
+
+
+def test_the_first_trial_is_the_one_in_the_settings(tmp_path: Path, folds: FoldSet) -> None:
+    _, trials = run(tmp_path, folds, 2)
+    assert trials[0].params == settings(tmp_path).first_trial
+    assert trials[1].params != trials[0].params
+
+
+def test_the_best_trial_has_the_lowest_log_loss_and_the_rounds_of_its_folds(
+    tmp_path: Path, folds: FoldSet
+) -> None:
+    best, trials = run(tmp_path, folds, 6)
+    assert best.scores["log_loss"] == min(trial.value for trial in trials if trial.value is not None)
+    evaluation = folds.evaluate(best.parameters, threads=1)
+    assert best.scores == evaluation.means
+    assert best.rounds == round(np.mean([fold.rounds for fold in evaluation.folds]))
+    assert all(fold.rounds <= 30 for fold in evaluation.folds)
+
+
+def test_a_study_goes_on_to_its_total_and_keeps_what_is_finished(tmp_path: Path, folds: FoldSet) -> None:
+    _, first = run(tmp_path, folds, 3)
+    _, all_trials = run(tmp_path, folds, 5)
+    assert len(all_trials) == 5
+    assert [trial.params for trial in all_trials[:3]] == [trial.params for trial in first]
+    _, same = run(tmp_path, folds, 4)
+    assert len(same) == 5
+
+
+def test_a_killed_study_finds_what_an_uninterrupted_one_finds(tmp_path: Path, folds: FoldSet) -> None:
+    _, whole = run(tmp_path, folds, 14, name="whole")
+    run(tmp_path, folds, 12, name="killed")
+
+    class Killed(BaseException):
+        pass
+
+    class DyingPool(InProcess):
+        def submit(self, parameters: Any, bars: Any) -> Any:
+            raise Killed  # the trial is asked for, and never told
+
+    with pytest.raises(Killed), opened(tmp_path, "killed") as study:
+        search(study, DyingPool(folds, 1), settings(tmp_path, trials=14), lambda trial: None)
+    _, resumed = run(tmp_path, folds, 14, name="killed")
+    assert [trial.params for trial in resumed] == [trial.params for trial in whole]
+    assert [trial.value for trial in resumed] == [trial.value for trial in whole]
+
+
+def test_a_study_started_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    other = {**INPUTS, "data": "d2"}
+    with (
+        pytest.raises(ConfigError, match="changed: data; give --study another name"),
+        opened(tmp_path, inputs=other),
+    ):
+        pass
+
+
+def test_a_study_that_another_process_drives_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path), pytest.raises(ConfigError, match="another one holds it"), opened(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("changes", "same"), [
+    ({"trials": 7}, True), ({"workers": 1}, True), ({"seed": 1}, False), ({"folds": 3}, False),
+    ({"max_rounds": 5}, False), ({"study": "mine"}, False),
+])  # fmt: skip
+def test_the_name_of_a_study_follows_what_changes_a_score(tmp_path: Path, changes: Any, same: bool) -> None:
+    def name(**changes: Any) -> str:
+        given = settings(tmp_path, **changes)
+        return study_name(given, study_inputs(given, data="d"))
+
+    assert (name() == name(**changes)) is same
+    assert study_name(settings(tmp_path), study_inputs(settings(tmp_path), data="e")) != name()
+
+
+def test_a_hopeless_trial_stops_after_the_fold_that_shows_it(tmp_path: Path, folds: FoldSet) -> None:
+    poor = {"eta": 0.02, "max_depth": 2, "min_child_weight": 30}
+    assert len(folds.evaluate(poor, threads=1, bars=[9, 0.1]).folds) == 2
+    assert len(folds.evaluate(poor, threads=1, bars=[0.1, 0.1]).folds) == 1
+    assert len(folds.evaluate(poor, threads=1, bars=[9, 9]).folds) == 3
+    _, trials = run(tmp_path, folds, 25, pruning=True, folds=3)
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert pruned
+    assert len(trials) == 25
+
+
+def test_an_evaluation_that_fails_is_one_readable_error_and_is_made_again(tmp_path: Path, folds: FoldSet) -> None:
+    broken = FoldSet(folds.matrix, folds.labels, FoldSettings({"objective": "no:such"}, 3, 1, 5, 5))
+    with opened(tmp_path) as study, pytest.raises(ClusterError, match=r"trial 0 with .* failed"):
+        search(study, InProcess(broken, 1), settings(tmp_path, trials=1), lambda trial: None)
+    _, trials = run(tmp_path, folds, 1)
+    assert len(trials) == 1
+
+
+def test_scores_do_not_depend_on_where_they_are_evaluated(folds: FoldSet, cluster: Any) -> None:
+    parameters = {"eta": 0.1, "max_depth": 3}
+    here = folds.evaluate(parameters, threads=1)
+    with open_pool(folds, None, ClusterSettings(address=cluster.scheduler_address)) as pool:
+        there = pool.submit(parameters, ()).result().evaluation
+    assert isinstance(there.folds[0], FoldScore)
+    assert there == here
+
+
+def test_a_killed_worker_costs_no_trial(tmp_path: Path, folds: FoldSet, cluster: Any) -> None:
+    finished: list[int] = []
+    victims = [nanny.process.pid for nanny in cluster.workers.values()][:1]
+
+    def on_finished(trial: FrozenTrial) -> None:
+        finished.append(trial.number)
+        if len(finished) == 3:
+            psutil.Process(victims.pop()).kill()
+
+    address = ClusterSettings(address=cluster.scheduler_address)
+    with opened(tmp_path) as study, open_pool(folds, None, address) as pool:
+        assert pool.slots == 2
+        search(study, pool, settings(tmp_path, trials=20), on_finished)
+        assert not victims
+        assert sorted(finished) == list(range(20))
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 20
+
+
+def test_an_absent_cluster_is_one_readable_error(folds: FoldSet) -> None:
+    nobody = ClusterSettings(address="tcp://127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"no Dask scheduler answers"), open_pool(folds, None, nobody):
+        pass
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Dask cluster of two worker processes, as a user starts it elsewhere."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+    ) as running:
+        yield running
+
+
+def test_one_worker_starts_no_process(folds: FoldSet) -> None:
+    before = len(psutil.Process().children())
+    with open_pool(folds, 1, None) as pool:
+        assert isinstance(pool, InProcess)
+        assert pool.slots == 1
+        assert len(psutil.Process().children()) == before
+        _: Pool = pool

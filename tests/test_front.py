@@ -53,8 +53,10 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def front(versions: list[Promotion], conf: Path) -> Iterator[Server]:
-    with serving(conf.parent, environment={"CREDIT_RISK_CONF": str(conf)}, arguments=["service:front"]) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CREDIT_RISK_CONF", str(conf))
+        with serving(conf.parent, arguments=["service:front"]) as server:
+            yield server
 
 
 def test_answers_are_those_of_the_service_in_one_process(
@@ -107,11 +109,12 @@ def test_scorer_that_dies_under_load_costs_no_request(
 
 
 def test_scorer_that_hangs_is_told_within_the_patience(
-    versions: list[Promotion], tmp_path: Path, schema: Schema
+    versions: list[Promotion], tmp_path: Path, schema: Schema, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conf = changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1)
-    environment = {"CREDIT_RISK_CONF": str(conf)}
-    with serving(tmp_path, environment=environment, arguments=["service:front"]) as server:
+    monkeypatch.setenv(
+        "CREDIT_RISK_CONF", str(changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1))
+    )
+    with serving(tmp_path, arguments=["service:front"]) as server:
         scorer = _scorer(server)
         scorer.send_signal(signal.SIGSTOP)
         try:

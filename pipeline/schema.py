@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     FailFast,
@@ -24,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic import Field as PydanticField
+from pydantic_core import PydanticKnownError
 from typing_extensions import TypedDict
 
 from pipeline import columns
@@ -226,8 +228,9 @@ def _annotation(field: Field) -> Any:
     document: dict[str, Any] = {"description": description, "example": field.example}
     if field.is_numeric:
         document |= {"type": field.kind, "minimum": field.min, "maximum": field.max}
-        step = 1 if field.kind == "integer" else None
-        annotation: Any = Annotated[float, PydanticField(ge=field.min, le=field.max, multiple_of=step)]
+        annotation: Any = Annotated[float, PydanticField(ge=field.min, le=field.max)]
+        if field.kind == "integer":
+            annotation = Annotated[annotation, AfterValidator(_whole)]
     else:
         document |= {"type": "string", "enum": list(field.categories)}
         annotation = Literal[field.categories]
@@ -236,6 +239,13 @@ def _annotation(field: Field) -> Any:
         # OpenAPI 3.0 has no type "null"; it says "nullable".
         document |= {"nullable": True}
     return Annotated[annotation, WithJsonSchema(document)]
+
+
+def _whole(value: float) -> float:
+    # pydantic's own multiple_of forgives a billionth, so that 1e-42 would pass for a whole number.
+    if value % 1:
+        raise PydanticKnownError("multiple_of", {"multiple_of": 1})
+    return value
 
 
 def _is_allowed(node: ast.AST) -> bool:

@@ -113,7 +113,7 @@ async def drain(receive: Receive, headers: Headers, most: int, seconds: float) -
                 message = await receive()
                 most -= len(message.get("body", b""))
                 if not message.get("more_body"):
-                    return message["type"] == "http.request"
+                    return bool(message["type"] == "http.request")
     except TimeoutError:
         pass
     return False

@@ -11,7 +11,10 @@ from pipeline.decisions import read_decisions
 from pipeline.errors import DataError
 from tests.test_journal import APPLICATION, Log, decided
 
-V2 = b'"model":"credit_risk_model:v2","digest":"d","schema":"s","thresholds":{"maybe_above":0.3,"declined_above":0.5}'
+V2 = (
+    b'"model":"credit_risk_model:v2","digest":"d","schema":"s",'
+    b'"thresholds":{"maybe_above":0.3,"declined_above":0.5}'
+)
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def test_what_was_written_is_read_back_in_order(folder: Path) -> None:
     assert found.frame["request_id"].tolist() == ["r2", "r3", "r4", "r5", "r0", "r1"]
     first, second = found.frame.iloc[0], found.frame.iloc[1]
     assert {name: first[f"input.{name}"] for name in ("age", "home")} == {"age": 30, "home": "owner"}
-    assert set(APPLICATION) == {name.partition(".")[2] for name in found.frame if name.startswith("input.")}
+    names = map(str, found.frame.columns)
+    assert set(APPLICATION) == {name.partition(".")[2] for name in names if name.startswith("input.")}
     assert (second["status"], second["model"], second["maybe_above"]) == ("DECLINED", "credit_risk_model:v2", 0.3)
 
 

@@ -15,7 +15,7 @@ APPLICATION = {"age": 30, "home": "owner", "income": None}
 
 
 def settings(**changes: Any) -> DecisionLogSettings:
-    values = {
+    values: dict[str, Any] = {
         "enabled": True,
         "folder": "unused",
         "inputs": True,

@@ -74,6 +74,8 @@ def test_a_number_must_be_a_number_in_range(model: ServedModel, text: str, rule:
     ("field", "text", "rule"),
     [
         ("age", "30.5", "multiple_of"),
+        ("age", "30.0000000001", "multiple_of"),
+        ("seniority", "1e-300", "multiple_of"),
         ("home", '"castle"', "literal_error"),
         ("home", '"Owner"', "literal_error"),
         ("home", "1", "literal_error"),
@@ -165,7 +167,7 @@ def test_an_empty_batch_is_valid(model: ServedModel) -> None:
 
 def values() -> st.SearchStrategy[Any]:
     """Valid and almost valid values."""
-    edges = st.sampled_from(
+    edges: st.SearchStrategy[Any] = st.sampled_from(
         [0, -0.0, 1, 18, 0.5, 30.0000000001, 1e300, 2**63, 2**64, -1, True, None, "30", [], {}]
     )
     categories = st.sampled_from([name for field in SCHEMA.fields.values() for name in field.categories])

@@ -36,6 +36,13 @@ def pick(table: Table, name: str) -> Column | None:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def rows_between(table: Table, start: int, stop: int) -> Table:
+    """Rows from `start` to before `stop`, without copying."""
+    if isinstance(table, pd.DataFrame):
+        return table.iloc[start:stop]
+    return table.slice(start, stop - start)
+
+
 def is_boolean(column: Column) -> bool:
     """Whether the column's type is true or false."""
     if isinstance(column, pd.Series):

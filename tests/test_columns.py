@@ -110,4 +110,13 @@ def test_encoder_takes_every_representation(applications: pd.DataFrame) -> None:
         }
     )
     for table in (arrow, text, coded, arrow.to_batches(max_chunksize=5000)[0]):
+        assert table.num_rows == len(expected)
         np.testing.assert_array_equal(encode(table), expected)
+
+
+def test_long_tables_are_encoded_as_their_parts_are(applications: pd.DataFrame) -> None:
+    encode = FrameEncoder(SCHEMA, make_vectorizer(SCHEMA)).transform
+    frame = pd.concat([applications] * 40, ignore_index=True)  # 178,160 rows: several threads
+    expected = np.tile(encode(applications), (40, 1))
+    np.testing.assert_array_equal(encode(frame), expected)
+    np.testing.assert_array_equal(encode(pa.Table.from_pandas(frame, preserve_index=False)), expected)

@@ -10,7 +10,6 @@ ready in memory and writes nothing; `score` reads Parquet, checks every row, enc
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -194,7 +193,14 @@ def run_score(source: Path, target: Path, model: Model, threads: int) -> None:
 def score_alone(source: Path, target: Path, parts: Path, threads: int) -> None:
     """Score in this process and print its peak memory in MiB."""
     run_score(source, target, Model("benchmark", *read_parts(parts)), threads)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_memory())
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, in MiB (Linux)."""
+    # Not getrusage: its figure is handed down from the process that started this one.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) // 1024
 
 
 def show_memory(bench: Bench, rows: int) -> None:

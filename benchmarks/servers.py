@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 BINARIES = Path(sys.executable).parent

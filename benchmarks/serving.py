@@ -230,7 +230,8 @@ def _probability(answer: Any) -> float | None:
     """Read the probability of default from a service's own form of answer; None: it gives none."""
     if "predictions" in answer:
         return float(answer["predictions"][0])
-    return answer.get("probability")
+    probability: float | None = answer.get("probability")
+    return probability
 
 
 def _beside(measured: dict[str, Figures], ratio: str) -> str:

@@ -30,7 +30,7 @@ def connect(address: str) -> Iterator[Any]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=5)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None

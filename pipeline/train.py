@@ -46,6 +46,8 @@ NEXT = "make promote    (python -m pipeline promote)"
 _PROJECT = Path(__file__).parents[1]
 _LOCK = _PROJECT / "requirements.lock"
 _EXPLAINED_ROWS = 1000
+_DRAWN_ROWS = 500_000
+"""From so many held-out rows on, the figures are drawn from every n-th of them; metrics always count all."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,8 @@ def _log_outcome(outcome: Outcome, study: optuna.Study, prepared: Prepared, thre
         | {f"cv_{name}": value for name, value in outcome.best.scores.items()}
         | _band_metrics(outcome.bands),
     )
-    drawn = figures.performance_figures(outcome.labels, outcome.probabilities, thresholds)
+    shown = slice(None, None, 1 + len(outcome.labels) // _DRAWN_ROWS)
+    drawn = figures.performance_figures(outcome.labels[shown], outcome.probabilities[shown], thresholds)
     drawn |= figures.booster_figures(*_explanation(outcome.booster, prepared))
     scores = {trial.number: trial.value for trial in finished_trials(study) if trial.value is not None}
     drawn |= figures.study_figures(scores, _importances(study))

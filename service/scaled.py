@@ -5,30 +5,48 @@ Like `service.app` this imports nothing heavy: ``bentoml serve`` loads it only t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import bentoml
-import numpy as np
 
 from service.app import SETTINGS, CreditRiskClassifier, LeanService, bentoml_options, make_service
 
 if TYPE_CHECKING:
     from service.core import Core
-    from service.remote import FrontCore
+    from service.remote import FrontCore, ScorePath
 
 
 class Scorer:
-    """Scores encoded applications with stored versions, for the front alone."""
+    """Scores encoded applications with stored versions, for the front alone; see `service.remote.ScorePath`."""
 
-    def __init__(self) -> None:
-        from service.remote import Versions
 
-        self._versions = Versions()
+class CreditRiskFront(CreditRiskClassifier):
+    """Decide on applications for credit with the promoted version, whose booster runs in other processes."""
 
-    @bentoml.api(route="/score")
-    async def score(self, tag: str, digests: dict[str, str], matrix: np.ndarray) -> np.ndarray:
-        """Give probabilities of default, shape (n,), for a matrix (n, k), by exactly the version named."""
-        return self._versions.bundle(tag, digests).probabilities(matrix)
+    @staticmethod
+    def make_core() -> Core:
+        """Give this process's core; on its own, without scorers, the booster runs here too."""
+        from service.core import core
+        from service.remote import front_core
+
+        return front_core(scorer.url) if scorer.url else core()
+
+    async def __is_ready__(self) -> bool:
+        """Tell ``/readyz`` whether a version answers, scorer and all."""
+        return await cast("FrontCore", self._core).is_ready() if scorer.url else self._core.version() is not None
+
+    @bentoml.on_shutdown
+    async def hang_up(self) -> None:
+        """Close the connections to the scorers."""
+        if scorer.url:
+            await cast("FrontCore", self._core).line.close()
+
+
+def _score_path(app: Any) -> ScorePath:
+    """Build the middleware when a worker builds its application, with what it imports."""
+    from service.remote import ScorePath
+
+    return ScorePath(app)
 
 
 scorer = bentoml.service(
@@ -36,31 +54,7 @@ scorer = bentoml.service(
     service_class=LeanService,
     **{**bentoml_options(SETTINGS, with_keys=True), "workers": SETTINGS.front.scorers},
 )(Scorer)
+scorer.add_asgi_middleware(_score_path)
 
-
-class CreditRiskFront(CreditRiskClassifier):
-    """Decide on applications for credit with the promoted version, whose booster runs in other processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        core = cast("FrontCore", self._core)
-        core.lanes.open([getattr(self, name) for name in _LANES])
-
-    @staticmethod
-    def make_core() -> Core:
-        """Give this process's core."""
-        from service.remote import front_core
-
-        return front_core()
-
-    async def __is_ready__(self) -> bool:
-        """Tell ``/readyz`` whether a version answers, scorer and all."""
-        return await cast("FrontCore", self._core).is_ready()
-
-
-_LANES = [f"scorer_{number}" for number in range(SETTINGS.front.calls)]
-for _name in _LANES:
-    # One proxy for each call under way: see `service.remote.Lanes`.
-    setattr(CreditRiskFront, _name, bentoml.depends(scorer))
-
+CreditRiskFront.scorer = bentoml.depends(scorer)  # type: ignore[attr-defined] # BentoML starts what is depended on
 front = make_service(CreditRiskFront, "credit_risk_front", SETTINGS.front.workers)

@@ -206,39 +206,33 @@ def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
     eventually(lambda: follower.pointer() is not None)
     assert whole(follower) == GOOD
 
-    server.kill()
-    assert (
-        machine.run("promote", "--version", "2").code == 0
-    )  # straight into the database, while the server is away
-    eventually(lambda: "no answer" in watching.err)
-    assert watching.process.is_alive()
-    assert whole(follower) == GOOD
-    # A rollback through the dead server is done here, and told to MLflow later.
-    offline = machine.on(server.uri).run("rollback")
-    assert offline.code == 0, offline.err
-    assert whole(machine) == GOOD
-    promoting = machine.on(server.uri).run("promote", "--version", "3")
-    assert promoting.code == 1
-    assert len(promoting.err.splitlines()) == 1
-
-    server.start()
-    eventually(lambda: whole(follower) == BETTER)
-    assert machine.on(server.uri).run("sync").code == 0
-    settled(machine, GOOD)
-    eventually(lambda: whole(follower) == GOOD)
-
-    # Killed in the middle of a promotion: old or new, one line, and completed when it is back.
+    # Killed in the middle of a promotion: the old or the new version, and one line.
     promoting = machine.on(server.uri).start("promote", "--version", "3")
-    eventually(
-        lambda: (machine.home / ".credit_risk_model/staging/models").exists() or not promoting.process.is_alive()
-    )
+    staged = machine.home / ".credit_risk_model/staging/models"
+    eventually(lambda: staged.exists() or not promoting.process.is_alive())
     server.kill()
     assert promoting.wait(120).code in {0, 1}
     assert len(promoting.err.splitlines()) <= 1
     outcome = whole(machine)
+
+    # While it is away the follower stays as it is; a promotion is refused, a rollback is not.
+    eventually(lambda: "no answer" in watching.err)
+    assert watching.process.is_alive()
+    assert whole(follower) == GOOD
+    refused = machine.on(server.uri).run("promote", "--version", "2")
+    assert refused.code == 1
+    assert len(refused.err.splitlines()) == 1
+    assert machine.run("promote", "--version", "2").code == 0  # straight into the server's database
+    settled(machine, BETTER)
+    offline = machine.on(server.uri).run("rollback")
+    assert offline.code == 0, offline.err
+    assert whole(machine) == outcome
+
     server.start()
+    eventually(lambda: whole(follower) == BETTER)
     assert machine.on(server.uri).run("sync").code == 0
     settled(machine, outcome)
+    eventually(lambda: whole(follower) == outcome)
 
     assert watching.process.pid
     os.kill(watching.process.pid, signal.SIGTERM)
@@ -253,6 +247,6 @@ def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promote
     assert machine.run("promote", "--version", "2", failpoint="after-pointer").code == -signal.SIGKILL
     shown = machine.run("status", "--json").data["history"]
     assert [record["version"] for record in shown] == [1, 2]
-    assert machine.run("rollback").code == 0
+    assert machine.on("http://127.0.0.1:9").run("rollback").code == 0
     lines = (machine.models / "history.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["version"] for line in lines if line.endswith(b"}")] == [1, 2, 1]

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from benchmarks.load import LoadResult, request, run_load
 from pipeline.bundle import open_bundle
 from pipeline.config import ServeSettings
+from pipeline.errors import StoreError
 from pipeline.features import RowEncoder
 from pipeline.pointer import Promotion, version_home
 from pipeline.schema import Schema
 from service.batcher import GatheringBatcher
 from service.core import Core
 from service.refusal import Refusal
+from service.remote import Versions, version_name
 from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
 
 BROKEN: list[dict[str, Any]] = [
@@ -51,8 +53,10 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def front(versions: list[Promotion], conf: Path) -> Iterator[Server]:
-    with serving(conf.parent, environment={"CREDIT_RISK_CONF": str(conf)}, arguments=["service:front"]) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CREDIT_RISK_CONF", str(conf))
+        with serving(conf.parent, arguments=["service:front"]) as server:
+            yield server
 
 
 def test_answers_are_those_of_the_service_in_one_process(
@@ -105,11 +109,12 @@ def test_scorer_that_dies_under_load_costs_no_request(
 
 
 def test_scorer_that_hangs_is_told_within_the_patience(
-    versions: list[Promotion], tmp_path: Path, schema: Schema
+    versions: list[Promotion], tmp_path: Path, schema: Schema, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conf = changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1)
-    environment = {"CREDIT_RISK_CONF": str(conf)}
-    with serving(tmp_path, environment=environment, arguments=["service:front"]) as server:
+    monkeypatch.setenv(
+        "CREDIT_RISK_CONF", str(changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1))
+    )
+    with serving(tmp_path, arguments=["service:front"]) as server:
         scorer = _scorer(server)
         scorer.send_signal(signal.SIGSTOP)
         try:
@@ -120,6 +125,13 @@ def test_scorer_that_hangs_is_told_within_the_patience(
         assert (status, probe, headers["retry-after"]) == (503, 503, "1")
         assert answer["error"] == "the model's own service does not answer; try again"
         assert server.call("/classify", schema.example())[0] == 200
+
+
+def test_scorer_opens_no_folder_but_that_of_a_version(versions: list[Promotion]) -> None:
+    outside = versions[0].model_copy(update={"tag": "credit_risk_model:../../elsewhere"})
+    with pytest.raises(StoreError, match="credit_risk_model:vN"):
+        Versions().bundle(version_name(outside))
+    assert Versions().bundle(version_name(versions[0])).schema.name == "credit_risk_application"
 
 
 def test_gathering_batcher_answers_every_item_in_batches_of_the_limit() -> None:

@@ -1,0 +1,127 @@
+"""Training on a table longer than memory, measured: seconds and peak memory of survey, fit and test.
+
+python -m benchmarks.big_table /data/big --rows 20000000
+python -m benchmarks.long_training /data/big                # on this machine
+python -m benchmarks.long_training /data/big --workers 2    # the fit on a Dask cluster of so many processes
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psutil
+
+from benchmarks.rounds import markdown
+from pipeline import stream
+from pipeline.config import CONF, ClusterSettings, TrainSettings
+from pipeline.evaluate import auc
+from pipeline.features import make_vectorizer, monotone_constraints
+from pipeline.schema import Schema
+
+ResultT = TypeVar("ResultT")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("table", help="folder of Parquet, see benchmarks.big_table")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--workers", type=int, help="fit on a local Dask cluster of so many processes")
+    options = parser.parse_args()
+    settings = TrainSettings.load(CONF / "train.yaml", data=options.table)
+    if options.workers is None:
+        measure(settings, options.rounds, Watch([psutil.Process()]))
+        return
+    with local_cluster(options.workers) as (address, processes):
+        on_cluster = settings.model_copy(update={"cluster": ClusterSettings(address=address)})
+        measure(on_cluster, options.rounds, Watch([psutil.Process(), *processes]))
+
+
+def measure(settings: TrainSettings, rounds: int, watch: Watch) -> None:
+    schema = Schema.load(settings.contract)
+    parameters = default_parameters(settings, schema)
+    found = watch.step("survey", lambda: stream.survey(settings, schema))
+    booster = watch.step("fit", lambda: stream.fit(settings, schema, found, parameters, rounds))
+    labels, probabilities = watch.step("test", lambda: stream.held_out(settings, schema, found, booster))
+    print(f"\n{len(found.sides):,} rows, {rounds} rounds, test AUC {auc(labels, probabilities):.4f}\n")
+    header = ["step", "seconds", "peak MiB here", *(f"worker {n}" for n in range(1, len(watch.processes)))]
+    print(markdown(header, watch.rows))
+
+
+def default_parameters(settings: TrainSettings, schema: Schema) -> dict[str, Any]:
+    """The recipe that the search tries first."""
+    first: dict[str, Any] = {str(name): value for name, value in settings.first_trial.items()}
+    constraints = monotone_constraints(schema, make_vectorizer(schema))
+    fixed = {"objective": "binary:logistic", "tree_method": "hist", "monotone_constraints": constraints}
+    return {**first, **fixed, "max_depth": int(first["max_depth"]), "seed": settings.seed}
+
+
+class Watch:
+    """Takes the time of steps, and the peak resident memory of some processes during each."""
+
+    def __init__(self, processes: list[psutil.Process]) -> None:
+        self.processes = processes
+        self.rows: list[list[object]] = []
+
+    def step(self, name: str, work: Callable[[], ResultT]) -> ResultT:
+        """Do the work, and add a row about it."""
+        begin = time.perf_counter()
+        with self._peaks() as peaks:
+            result = work()
+        seconds = time.perf_counter() - begin
+        self.rows.append([name, f"{seconds:.0f}", *(f"{peak >> 20:,}" for peak in peaks)])
+        return result
+
+    @contextmanager
+    def _peaks(self) -> Iterator[list[int]]:
+        peaks = [0] * len(self.processes)
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(0.05):
+                peaks[:] = [
+                    max(peak, process.memory_info().rss)
+                    for peak, process in zip(peaks, self.processes, strict=True)
+                ]
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield peaks
+        finally:
+            done.set()
+            thread.join()
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A Dask cluster of processes with one thread each; yields its address and the processes."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        pids = client.run(_pid).values()
+        yield cluster.scheduler_address, [psutil.Process(pid) for pid in pids]
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+if __name__ == "__main__":
+    main()

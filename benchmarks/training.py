@@ -1,0 +1,235 @@
+"""What a tuning costs: the loop that everyone writes, ours with one and two workers, and no tracking at all.
+
+    python -m benchmarks.training [--rounds 3] [--trials 40]
+
+Every way evaluates the same parameters on the same rows: 5 stratified folds, 200 boosting rounds, one thread a
+booster. Each runs in a process of its own, in interleaved rounds; the time is that of the whole search, from rows
+in memory to the last trial written, without imports and without making the tracking database. Two workers include
+starting their processes. Prints ratios of medians, and draws ``figures/training.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+ROUNDS = 200
+FOLDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure a tuning with and without this project.")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(WAYS[options.one](options.trials)))
+        return
+    results = measure(options.rounds, options.trials)
+    report(results, options.trials)
+    draw(results, options.trials)
+
+
+def measure(rounds: int, trials: int) -> dict[str, list[dict[str, float]]]:
+    """Measure every way in turn, again and again, so that a busy minute hurts all of them."""
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.training", "--one", way, "--trials", str(trials)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[way].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"  {way:24}{results[way][-1]['seconds']:8.2f} s", file=sys.stderr)
+    return results
+
+
+def report(results: dict[str, list[dict[str, float]]], trials: int) -> None:
+    seconds = {way: median(result["seconds"] for result in found) for way, found in results.items()}
+    auc = {way: found[0]["auc"] for way, found in results.items()}
+    print(
+        f"{trials} trials x {FOLDS} folds x {ROUNDS} rounds, {os.cpu_count()} cores, "
+        f"medians of {len(results['naive'])}"
+    )
+    print(f"{'':26}{'seconds':>9}{'x floor':>9}{'faster than naive':>19}{'best AUC':>10}")
+    for way, value in seconds.items():
+        print(
+            f"{way:26}{value:9.2f}{value / seconds['floor']:9.2f}{seconds['naive'] / value:19.2f}{auc[way]:10.4f}"
+        )
+    targets = {
+        "one worker <= 1.1 x floor": seconds["one worker"] / seconds["floor"] <= 1.1,
+        "one worker >= 2 x faster than naive": seconds["naive"] / seconds["one worker"] >= 2,
+        "two workers >= 3.4 x faster than naive": seconds["naive"] / seconds["two workers"] >= 3.4,
+        "best AUC >= naive's - .002": auc["one worker"] >= auc["naive"] - 0.002,
+    }
+    for target, met in targets.items():
+        print(f"  {'ok    ' if met else 'MISSED'} {target}")
+
+
+def draw(results: dict[str, list[dict[str, float]]], trials: int) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    ways = list(results)
+    values = [median(result["seconds"] for result in results[way]) for way in ways]
+    bars = axes.barh(ways, values, color=["#8c8c8c", "#8c8c8c", "#2c7fb8", "#2c7fb8"])
+    axes.bar_label(bars, labels=[f"{value:.1f} s" for value in values], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("seconds")
+    axes.set_title(f"{trials} trials x {FOLDS} folds x {ROUNDS} rounds", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    Path("figures").mkdir(exist_ok=True)
+    figure.savefig("figures/training.png")
+
+
+def rows() -> tuple[Any, Any]:
+    """The contract and the training side of the shipped data."""
+    from pipeline.config import TrainSettings
+    from pipeline.schema import Schema
+    from pipeline.train import prepare
+
+    settings = TrainSettings.load("conf/train.yaml")
+    return settings, prepare(settings, Schema.load(settings.contract))
+
+
+def parameter_sets(settings: Any, trials: int) -> list[dict[str, Any]]:
+    """The same parameters for every way: trial 0, then draws from the search space."""
+    random = np.random.default_rng(settings.seed)
+    drawn = [
+        {name: draw_one(random, allowed) for name, allowed in settings.search_space.items()} for _ in range(trials)
+    ]
+    return [settings.first_parameters, *drawn][:trials]
+
+
+def draw_one(random: np.random.Generator, allowed: Any) -> float:
+    if allowed.integer:
+        return int(random.integers(int(allowed.low), int(allowed.high) + 1))
+    if allowed.log:
+        return float(np.exp(random.uniform(np.log(allowed.low), np.log(allowed.high))))
+    return float(random.uniform(allowed.low, allowed.high))
+
+
+def naive(trials: int) -> dict[str, float]:
+    """A scikit-learn pipeline in ``cross_val_score``, and a fluent nested run a trial."""
+    import mlflow
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import Pipeline
+    from xgboost import XGBClassifier
+
+    from pipeline.features import feature_dict
+
+    settings, prepared = rows()
+    applications = [
+        feature_dict(row, prepared.schema)
+        for row in prepared.train.frame.replace({np.nan: None}).to_dict("records")
+    ]
+    sets = parameter_sets(settings, trials)
+    tracked()
+    best = 0.0
+    begin = time.perf_counter()
+    with mlflow.start_run():
+        for parameters in sets:
+            with mlflow.start_run(nested=True):
+                model = XGBClassifier(
+                    n_estimators=ROUNDS, n_jobs=1, random_state=settings.seed, **xgb_names(parameters)
+                )
+                pipeline = Pipeline([("vectorizer", DictVectorizer()), ("model", model)])
+                folds = StratifiedKFold(FOLDS, shuffle=True, random_state=settings.seed)
+                scores = cross_val_score(
+                    pipeline, applications, prepared.train.labels, cv=folds, scoring="roc_auc"
+                )
+                for name, value in parameters.items():
+                    mlflow.log_param(name, value)
+                for fold, score in enumerate(scores):
+                    mlflow.log_metric("fold_auc", score, step=fold)
+                mlflow.log_metric("cv_auc", float(scores.mean()))
+                best = max(best, float(scores.mean()))
+    return {"seconds": time.perf_counter() - begin, "auc": best}
+
+
+def xgb_names(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The scikit-learn interface calls eta otherwise."""
+    return {{"eta": "learning_rate"}.get(name, name): value for name, value in parameters.items()}
+
+
+def floor(trials: int) -> dict[str, float]:
+    """Only the boosters: rows encoded and binned once, one thread, no Optuna, no MLflow."""
+    settings, prepared = rows()
+    folds = fold_set(settings, prepared)
+    sets = parameter_sets(settings, trials)
+    begin = time.perf_counter()
+    best = max(folds.evaluate(parameters, threads=1).means["auc"] for parameters in sets)
+    return {"seconds": time.perf_counter() - begin, "auc": best}
+
+
+def ours(workers: int) -> Callable[[int], dict[str, float]]:
+    """Measure the search of this project, as ``train`` runs it: Optuna in SQLite, every trial an MLflow run."""
+
+    def search_all(trials: int) -> dict[str, float]:
+        from pipeline.tracking import parent_run, trial_writer
+        from pipeline.tune import evaluation_of, finished_trials, open_study, search
+        from pipeline.workers import open_pool
+
+        settings, prepared = rows()
+        folder = tracked()
+        settings = settings.model_copy(update={"trials": trials, "storage": f"sqlite:///{folder}/optuna.db"})
+        folds = fold_set(settings, prepared)
+        with open_study(settings, "benchmark", {}) as study:
+            for parameters in parameter_sets(settings, trials)[1:]:  # the first is enqueued already
+                study.enqueue_trial(parameters)
+            begin = time.perf_counter()
+            with (
+                parent_run("benchmark", "benchmark") as parent,
+                trial_writer(parent, "benchmark", [], 60) as writer,
+                open_pool(folds, workers, None) as pool,
+            ):
+                search(study, pool, settings, writer.put)
+            seconds = time.perf_counter() - begin
+            best = max(evaluation_of(trial).means["auc"] for trial in finished_trials(study))
+        return {"seconds": seconds, "auc": best}
+
+    return search_all
+
+
+def fold_set(settings: Any, prepared: Any) -> Any:
+    from pipeline.folds import FoldSet, FoldSettings
+
+    fixed = {
+        "objective": "binary:logistic",
+        "eval_metric": "logloss",
+        "tree_method": "hist",
+        "seed": settings.seed,
+    }
+    wanted = FoldSettings(fixed, FOLDS, settings.seed, ROUNDS, None)
+    return FoldSet(prepared.train.matrix, prepared.train.labels, wanted)
+
+
+def tracked() -> str:
+    """Make an MLflow store, and have MLflow use it."""
+    import mlflow
+
+    folder = tempfile.mkdtemp(prefix="benchmark-")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    mlflow.create_experiment("benchmark", artifact_location=Path(folder, "artifacts").as_uri())
+    mlflow.set_experiment("benchmark")
+    return folder
+
+
+WAYS = {"naive": naive, "floor": floor, "one worker": ours(1), "two workers": ours(2)}
+
+if __name__ == "__main__":
+    main()

@@ -158,6 +158,23 @@ class FrameEncoder:
                 part.result()
         return matrix
 
+    def transform_rows(self, applications: Sequence[Application]) -> Matrix:
+        """Encode validated applications, column by column: shape (n, k), as `transform` gives it.
+
+        From some twenty applications on it is faster than `RowEncoder`.
+        """
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name, field in self._schema.features.items():
+            values = [application.get(name) for application in applications]
+            if field.is_numeric:
+                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
+            else:
+                one_hots = dict(zip(field.categories, self._one_hots(name), strict=True))
+                columns[name] = np.array([one_hots.get(value, -1) for value in values], dtype=np.intp)
+        matrix = np.zeros((len(applications), self.width), dtype=np.float32)
+        self._fill(matrix, columns)
+        return matrix
+
     def _encode(self, table: Table, matrix: Matrix) -> None:
         columns = {
             name: self._numbers(table, name) if field.is_numeric else self._codes(table, name)
@@ -197,8 +214,12 @@ class FrameEncoder:
         column = pick(table, name)
         if column is None:
             return np.full(len(table), -1, dtype=np.intp)
-        one_hots = [self._vocabulary.get(f"{name}{self._separator}{category}", -1) for category in categories]
-        return np.array([*one_hots, -1], dtype=np.intp)[positions(column, categories)]
+        return np.array([*self._one_hots(name), -1], dtype=np.intp)[positions(column, categories)]
+
+    def _one_hots(self, name: str) -> list[int]:
+        """Column of the one-hot of each category of a field; -1 = the vocabulary has none."""
+        categories = self._schema.features[name].categories
+        return [self._vocabulary.get(f"{name}{self._separator}{category}", -1) for category in categories]
 
 
 def _set_one_hot(matrix: Matrix, codes: npt.NDArray[np.intp]) -> None:

@@ -169,7 +169,7 @@ class FrameEncoder:
             if field.is_numeric:
                 columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
             else:
-                one_hots = dict(zip(field.categories, self._one_hots(name), strict=True))
+                one_hots: dict[Any, int] = dict(zip(field.categories, self._one_hots(name), strict=True))
                 columns[name] = np.array([one_hots.get(value, -1) for value in values], dtype=np.intp)
         matrix = np.zeros((len(applications), self.width), dtype=np.float32)
         self._fill(matrix, columns)

@@ -28,7 +28,7 @@ def peers(measured: Mapping[str, Figures], ours: str, path: Path) -> None:
     ]
     labels = [f"{rate:,.0f}{ratio}" for rate, ratio in zip(rates, ratios, strict=True)]
     left.bar_label(bars, labels, padding=4)
-    left.set_xlim(0, 1.3 * max(rates))
+    left.set_xlim(0, 1.45 * max(rates))
     left.set_xlabel("answers a second, median of the rounds")
     for position, name in enumerate(names):
         seen = measured[name]
@@ -49,7 +49,7 @@ def memory(samples: Sequence[tuple[float, int]], path: Path) -> None:
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([time for time, _ in samples], [size / 2**20 for _, size in samples], color=_OURS)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2 * max(size for _, size in samples) / 2**20)
     axes.set_xlabel("seconds of full load")
     axes.set_ylabel("resident MiB, all processes")
     axes.set_title("Memory of the service under full load")

@@ -46,8 +46,8 @@ def main() -> None:
     for train, valid in RepeatedStratifiedKFold(n_splits=5, n_repeats=5, random_state=settings.seed).split(
         matrix, labels
     ):
-        rounds = FoldSet(matrix[train], labels[train], inner).evaluate(settings.first_trial, threads=1).rounds
-        parameters = {**fixed, **settings.first_trial}
+        rounds = FoldSet(matrix[train], labels[train], inner).evaluate(settings.first_parameters, threads=1).rounds
+        parameters = {**fixed, **settings.first_parameters}
         booster = xgb.train(parameters, xgb.QuantileDMatrix(matrix[train], label=labels[train]), rounds)
         found.append(metrics(labels[valid], booster.inplace_predict(matrix[valid])))
     report(found, len(labels))

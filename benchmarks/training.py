@@ -3,8 +3,8 @@
     python -m benchmarks.training [--rounds 3] [--trials 40]
 
 Every way evaluates the same parameters on the same rows: 5 stratified folds, 200 boosting rounds, one thread a
-booster. Each runs in a process of its own, in interleaved rounds; the time is that of the whole search, from rows in
-memory to the last trial written, without imports and without making the tracking database. Two workers include
+booster. Each runs in a process of its own, in interleaved rounds; the time is that of the whole search, from rows
+in memory to the last trial written, without imports and without making the tracking database. Two workers include
 starting their processes. Prints ratios of medians, and draws ``figures/training.png``.
 """
 
@@ -110,11 +110,7 @@ def parameter_sets(settings: Any, trials: int) -> list[dict[str, Any]]:
     drawn = [
         {name: draw_one(random, allowed) for name, allowed in settings.search_space.items()} for _ in range(trials)
     ]
-    first = {
-        name: int(value) if settings.search_space[name].integer else value
-        for name, value in settings.first_trial.items()
-    }
-    return [first, *drawn][:trials]
+    return [settings.first_parameters, *drawn][:trials]
 
 
 def draw_one(random: np.random.Generator, allowed: Any) -> float:

@@ -128,6 +128,12 @@ class TrainSettings(Settings):
     search_space: dict[Parameter, Range]
     """XGBoost parameter → range."""
 
+    @property
+    def first_parameters(self) -> dict[str, float]:
+        """`first_trial` in the types that XGBoost wants: YAML's whole numbers were read as floats."""
+        whole = {name for name, allowed in self.search_space.items() if allowed.integer}
+        return {str(name): int(value) if name in whole else value for name, value in self.first_trial.items()}
+
     @model_validator(mode="after")
     def _first_trial_is_in_space(self) -> Self:
         if self.first_trial.keys() != self.search_space.keys():

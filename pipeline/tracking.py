@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,9 @@ STUDY, TRIAL = "study", "trial"
 AWAY = (MlflowException, RequestException, OSError)
 """What a tracking server that is slow or away raises."""
 
+_DRAWN_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+"""Names such as trusting-slug-808, which ``mlflow run`` draws when nobody chose one."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two attempts to write: doubling from the first to the longest."""
 
@@ -48,6 +52,8 @@ def parent_run(experiment: str, study: str) -> Iterator[mlflow.ActiveRun]:
     try:
         _choose_experiment(experiment)
         run = mlflow.start_run(run_name=None if "MLFLOW_RUN_ID" in os.environ else f"train {study}")
+        if _DRAWN_NAME.fullmatch(run.info.run_name or ""):
+            mlflow.set_tag(MLFLOW_RUN_NAME, f"train {study}")
         if path := sqlite_path(mlflow.get_tracking_uri()):
             use_wal(path)
         mlflow.set_tag(STUDY, study)

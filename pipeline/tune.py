@@ -100,7 +100,7 @@ def open_study(settings: TrainSettings, name: str, inputs: Mapping[str, Any]) ->
         )
         _check_inputs(study, inputs)
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(_in_space(settings.first_trial, settings.search_space))
+            study.enqueue_trial(settings.first_parameters)
         _requeue_interrupted(study)
         yield study
 
@@ -266,10 +266,6 @@ def _bars(study: optuna.Study, settings: TrainSettings) -> Sequence[float]:
         )
         for done in range(1, settings.folds)
     ]
-
-
-def _in_space(parameters: Mapping[Any, float], space: Mapping[Any, Range]) -> dict[str, float]:
-    return {name: int(value) if space[name].integer else value for name, value in parameters.items()}
 
 
 def _distribution(allowed: Range) -> BaseDistribution:

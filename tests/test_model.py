@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -31,7 +30,7 @@ def booster(schema: Schema, applications: pd.DataFrame) -> xgb.Booster:
 
 
 @pytest.fixture(scope="module")
-def store(tracking_store: str, booster: xgb.Booster, schema: Schema) -> Iterator[str]:
+def store(tracking_store: str, booster: xgb.Booster, schema: Schema) -> str:
     """A tracking store that holds one version of the model."""
     with mlflow.start_run():
         log_model(booster, make_vectorizer(schema), schema, metadata={"colour": "blue"})

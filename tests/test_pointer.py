@@ -68,7 +68,8 @@ def test_a_torn_history_line_is_skipped_and_not_continued(home: Path) -> None:
     with (home / "history.jsonl").open("ab") as file:
         file.write(b'{"tag": "credit_risk_mo')
     pointer.write_pointer(promotion(2))
-    assert [record["version"] for record in pointer.history()] == [1, 2]
+    pointer.write_pointer(promotion(3))
+    assert [record["version"] for record in pointer.history()] == [1, 2, 3]
 
 
 def test_a_promotion_without_its_history_line_is_known_and_completed(home: Path) -> None:

@@ -331,7 +331,7 @@ def _train_on_cluster(client: Any, share: Share, parameters: dict[str, Any], rou
     futures = [
         client.submit(
             _train_on_worker,
-            part,
+            client.scatter(part, workers=[address], hash=False),
             {**parameters, "nthread": threads},
             rounds,
             tracker.worker_args(),

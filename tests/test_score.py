@@ -23,7 +23,7 @@ import yaml
 from pipeline.__main__ import main
 from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
 from pipeline.config import ScoreSettings
-from pipeline.features import feature_dict, make_vectorizer
+from pipeline.features import FrameEncoder, feature_dict, make_vectorizer
 from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
 from pipeline.schema import Schema
 from pipeline.score import Model, Scorer, score_table
@@ -36,7 +36,7 @@ TAG = "credit_risk_model:v7"
 @pytest.fixture(scope="session")
 def model(schema: Schema, applications: pd.DataFrame) -> Model:
     vectorizer = make_vectorizer(schema)
-    matrix = vectorizer.transform([feature_dict(row, schema) for row in rows_of(applications)])
+    matrix = FrameEncoder(schema, vectorizer).transform(applications)
     data = xgb.DMatrix(matrix, schema.labels(applications), nthread=1)
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 3, "nthread": 1}, data, 20)
     return Model(TAG, booster, vectorizer, schema)

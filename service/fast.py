@@ -48,6 +48,9 @@ _BENTOML_FILES = "/static_content/"
 _DRAINED = 4
 """A refused body of up to so many times the largest that is taken is still read off its connection."""
 
+_DRAIN_SECONDS = 1.0
+"""For so long; a client that neither sends on nor ends its body is answered after it, and closed."""
+
 _OTHER = "other"
 """Label of all that is no endpoint: unknown paths must not become labels."""
 
@@ -161,7 +164,7 @@ class FastPath:
         headers, limits = refusal.headers, self._core.settings.limits
         if not request.body_is_read and CLOSE not in headers:
             most = _DRAINED * limits.batch_body_bytes
-            if not await drain(request.receive, request.headers, most, limits.body_seconds):
+            if not await drain(request.receive, request.headers, most, _DRAIN_SECONDS):
                 headers = [*headers, CLOSE]
         return Answer(refusal.body, refusal.status, headers=tuple(headers))
 

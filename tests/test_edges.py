@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,8 @@ def guarded(
     """A running service that asks for a key; it binds to all interfaces."""
     folder = tmp_path_factory.mktemp("guarded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_HOME", str(filled_store[0]))
+        shutil.copytree(filled_store[0], folder / "bentoml")
+        patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
         patch.setenv("CREDIT_RISK_CONF", str(changed_conf(folder, workers=1)))
         Store(filled_store[1]).promote(1)
         with serving(folder, environment={KEYS_VARIABLE: KEYS}) as running:

@@ -81,7 +81,8 @@ def test_kill_9_at_any_moment(promoted_machine: Machine) -> None:
 def test_kill_9_during_a_rollback_and_a_sync(promoted_machine: Machine, tmp_path: Path) -> None:
     machine, other = promoted_machine, Machine(tmp_path / "other", promoted_machine.tracking)
     assert machine.run("promote", "--version", "2").code == 0
-    assert machine.run("rollback", failpoint="after-pointer").code == -signal.SIGKILL
+    away = machine.on("http://127.0.0.1:9")
+    assert away.run("rollback", failpoint="after-pointer").code == -signal.SIGKILL
     assert whole(machine) == GOOD
     assert machine.run("sync").code == 0
     settled(machine, GOOD)

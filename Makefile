@@ -46,7 +46,7 @@ bento: setup  ## Build a Bento of the service with the promoted version
 	python -m pipeline package $(ARGS)
 
 test: setup  ## Run the tests
-	python -m pytest $(ARGS)
+	python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: setup  ## Format, lint, types and import rules
 	ruff format --check .

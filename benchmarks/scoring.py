@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 import xgboost as xgb
 
 from benchmarks.big_table import write_table
-from pipeline.cluster import available_cores
-from pipeline.config import CONF, ScoreSettings, TrainSettings
+from pipeline.config import CONF, ScoreSettings, TrainSettings, available_cores
 from pipeline.features import FrameEncoder, feature_dict, make_vectorizer
 from pipeline.model import Parts, read_parts, write_parts
 from pipeline.schema import Schema

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
 from typing import Any
@@ -159,4 +161,9 @@ def _decisions(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with suppress(BrokenPipeError):  # the reader, such as `head`, has seen enough
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
+    # What is left in the buffer has nowhere to go: let the interpreter not try again at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

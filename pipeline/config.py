@@ -323,6 +323,11 @@ def parse_settings(model: type[ModelT], values: Mapping[str, Any], source: str) 
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read one YAML mapping; a key that stands twice is an error, not a silent overwrite."""
     try:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction import DictVectorizer
 
-from pipeline.cluster import available_cores
 from pipeline.columns import Table, as_numbers, pick, positions, rows_between
+from pipeline.config import available_cores
 from pipeline.schema import Ratio, Schema
 
 Matrix = npt.NDArray[np.float32]

@@ -23,9 +23,9 @@ from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
 
 from pipeline.bundle import open_bundle
-from pipeline.cluster import available_cores, cluster_failures, connect
+from pipeline.cluster import cluster_failures, connect
 from pipeline.columns import as_numbers
-from pipeline.config import CONF, ScoreSettings, ServeSettings, Thresholds
+from pipeline.config import CONF, ScoreSettings, ServeSettings, Thresholds, available_cores
 from pipeline.decision import STATUSES, decide_many
 from pipeline.errors import DataError, StoreError
 from pipeline.features import FrameEncoder, Matrix

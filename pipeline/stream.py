@@ -25,8 +25,8 @@ import pyarrow as pa
 import xgboost as xgb
 from tqdm import tqdm
 
-from pipeline.cluster import available_cores, cluster_failures, connect
-from pipeline.config import TrainSettings
+from pipeline.cluster import cluster_failures, connect
+from pipeline.config import TrainSettings, available_cores
 from pipeline.errors import ClusterError, DataError
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer
 from pipeline.ingest import normalised

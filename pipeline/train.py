@@ -26,8 +26,7 @@ from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
 
 from pipeline import stream
-from pipeline.cluster import available_cores
-from pipeline.config import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings
+from pipeline.config import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings, available_cores
 from pipeline.evaluate import Band, Probabilities, bands, metrics
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
 from pipeline.folds import FoldSet, FoldSettings, useful_threads

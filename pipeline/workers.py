@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from pipeline.cluster import available_cores, connect
-from pipeline.config import ClusterSettings
+from pipeline.cluster import connect
+from pipeline.config import ClusterSettings, available_cores
 from pipeline.folds import FoldSet, Timed, timed
 
 _PLUGIN = "training-rows"

@@ -31,6 +31,16 @@ PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "data/credit_risk.csv"
 
 
+_JOURNEY = {"test_journey.py", "test_browser.py", "test_parity.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share costly fixtures on one worker: those of a file, and those of the journey."""
+    for item in items:
+        group = "journey" if item.path.name in _JOURNEY else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def schema() -> Schema:
     """The shipped contract."""

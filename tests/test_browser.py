@@ -28,6 +28,7 @@ def page() -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)
         yield page
         browser.close()
 
@@ -53,8 +54,10 @@ def test_mlflow_ui_shows_the_parent_and_its_trials(page: Page, mlflow_ui: str) -
     found = httpx.post(f"{mlflow_ui}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()
     experiment = next(item for item in found["experiments"] if item["name"] == "credit_risk")
     page.goto(f"{mlflow_ui}/#/experiments/{experiment['experiment_id']}/runs")
-    expect(page.get_by_text("credit_risk").first).to_be_visible()
-    expect(page.get_by_text(re.compile(r"^trial 0+$")).first).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile("^train credit-risk-"))).to_be_visible()
+    page.get_by_text("Expand rows").click()
+    trials = page.get_by_role("link", name=re.compile("^trial "))
+    expect(trials).to_have_count(3)
 
 
 def test_swagger_try_it_out_works_as_it_stands(page: Page, served: str) -> None:

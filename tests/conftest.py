@@ -290,11 +290,10 @@ def tracking_store(_tracking_folder: Path) -> Iterator[str]:
     """Address of an MLflow store; `mlflow` uses it until the module's tests are done."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
     address = f"sqlite:///{_tracking_folder}/mlflow.db"
     mlflow.set_tracking_uri(address)
     if mlflow.get_experiment_by_name("tests") is None:
         mlflow.create_experiment("tests", artifact_location=(_tracking_folder / "artifacts").as_uri())
     mlflow.set_experiment("tests")
     yield address
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)  # not the address from before: an explicit one outdoes the environment

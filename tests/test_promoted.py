@@ -163,7 +163,7 @@ async def test_a_broken_pointer_leaves_the_version_that_answers(
 
 
 async def test_a_refused_version_is_tried_again_and_answers_once_it_is_whole(store: Store, example: bytes) -> None:
-    core = make_core(retry_refused_seconds=0.001)
+    core = make_core(retry_refused_seconds=1e-9)
     store.promote(1)
     await answering(core, example)
     whole = store.file(2).read_bytes()

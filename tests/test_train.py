@@ -310,16 +310,15 @@ def door(project: Project) -> Iterator[Door]:
 
 
 @pytest.fixture
-def away(door: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+def away(door: Door, tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     """The door, with `mlflow` in front of it."""
-    before = mlflow.get_tracking_uri()
     door.state = "open"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")
     mlflow.set_tracking_uri(f"http://127.0.0.1:{door.port}")
     mlflow.set_experiment("Default")
     yield door
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(tracking_store)
 
 
 @pytest.fixture(scope="module")

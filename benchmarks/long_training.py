@@ -20,8 +20,9 @@ from benchmarks.rounds import markdown
 from pipeline import stream
 from pipeline.config import CONF, ClusterSettings, TrainSettings
 from pipeline.evaluate import auc
-from pipeline.features import make_vectorizer, monotone_constraints
+from pipeline.features import make_vectorizer
 from pipeline.schema import Schema
+from pipeline.train import xgboost_parameters
 
 ResultT = TypeVar("ResultT")
 
@@ -54,10 +55,7 @@ def measure(settings: TrainSettings, rounds: int, watch: Watch) -> None:
 
 def default_parameters(settings: TrainSettings, schema: Schema) -> dict[str, Any]:
     """The recipe that the search tries first."""
-    first: dict[str, Any] = {str(name): value for name, value in settings.first_trial.items()}
-    constraints = monotone_constraints(schema, make_vectorizer(schema))
-    fixed = {"objective": "binary:logistic", "tree_method": "hist", "monotone_constraints": constraints}
-    return {**first, **fixed, "max_depth": int(first["max_depth"]), "seed": settings.seed}
+    return {**xgboost_parameters(settings, schema, make_vectorizer(schema)), **settings.first_parameters}
 
 
 class Watch:

@@ -16,10 +16,11 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 
 from pipeline.config import TrainSettings
 from pipeline.evaluate import metrics
-from pipeline.features import FrameEncoder, make_vectorizer, monotone_constraints
-from pipeline.folds import FoldSet, FoldSettings
+from pipeline.features import FrameEncoder, make_vectorizer
+from pipeline.folds import FoldSet, FoldSettings, quantised
 from pipeline.ingest import ingest
 from pipeline.schema import Schema
+from pipeline.train import xgboost_parameters
 
 LIMITS = {"auc": (0.850, 1), "brier": (0.136, -1), "log_loss": (0.420, -1), "ks": (0.56, 1)}
 """Metric → limit, and 1 where more is better."""
@@ -33,22 +34,15 @@ def main() -> None:
     frame = ingest(settings.data, schema).frame
     vectorizer = make_vectorizer(schema)
     matrix, labels = FrameEncoder(schema, vectorizer).transform(frame), schema.labels(frame)
-    fixed = {
-        "objective": "binary:logistic",
-        "eval_metric": "logloss",
-        "tree_method": "hist",
-        "seed": settings.seed,
-        "nthread": 1,
-        "monotone_constraints": monotone_constraints(schema, vectorizer),
-    }
+    fixed = xgboost_parameters(settings, schema, vectorizer)
     inner = FoldSettings(fixed, settings.folds, settings.seed, settings.max_rounds, settings.early_stopping_rounds)
     found = []
     for train, valid in RepeatedStratifiedKFold(n_splits=5, n_repeats=5, random_state=settings.seed).split(
         matrix, labels
     ):
         rounds = FoldSet(matrix[train], labels[train], inner).evaluate(settings.first_parameters, threads=1).rounds
-        parameters = {**fixed, **settings.first_parameters}
-        booster = xgb.train(parameters, xgb.QuantileDMatrix(matrix[train], label=labels[train]), rounds)
+        parameters = {**fixed, **settings.first_parameters, "nthread": 1}
+        booster = xgb.train(parameters, quantised(matrix[train], labels[train], fixed, 1), rounds)
         found.append(metrics(labels[valid], booster.inplace_predict(matrix[valid])))
     report(found, len(labels))
 

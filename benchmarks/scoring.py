@@ -179,9 +179,8 @@ def default_model() -> tuple[Schema, xgb.Booster]:
     settings = TrainSettings.load(CONF / "train.yaml")
     schema = Schema.load(settings.contract)
     prepared = prepare(settings, schema)
-    first: dict[str, Any] = {str(name): value for name, value in settings.first_trial.items()}
-    first["max_depth"] = int(first["max_depth"])
-    return schema, fit(prepared.train, Best(0, first, TREES, {}), xgboost_parameters(settings, prepared))
+    fixed = xgboost_parameters(settings, schema, prepared.vectorizer)
+    return schema, fit(prepared.train, Best(0, settings.first_parameters, TREES, {}), fixed)
 
 
 def run_score(source: Path, target: Path, model: Model, threads: int) -> None:

@@ -54,7 +54,7 @@ class Settings(BaseModel):
 
 
 Parameter = Literal[
-    "eta", "max_depth", "max_leaves", "min_child_weight", "max_delta_step", "gamma", "max_bin", "subsample",
+    "eta", "max_depth", "max_leaves", "min_child_weight", "max_delta_step", "gamma", "subsample",
     "colsample_bytree", "colsample_bylevel", "colsample_bynode", "reg_lambda", "reg_alpha",
 ]  # fmt: skip
 """XGBoost's numeric tree parameters: XGBoost itself only warns about a name that it does not know."""
@@ -105,6 +105,8 @@ class TrainSettings(Settings):
     folds: int = Field(ge=2)
     max_rounds: int = Field(ge=1)
     early_stopping_rounds: int = Field(ge=1)
+    max_bin: int = Field(ge=2, le=65535)
+    """Bins a numeric column is cut into before any booster sees it."""
     workers: int | None = Field(ge=1)
     """Parallel evaluations; null: one for each core."""
     cluster: ClusterSettings | None

@@ -70,7 +70,7 @@ class FoldSettings:
     Attributes
     ----------
     fixed
-        XGBoost parameters that the search does not vary.
+        XGBoost parameters that the search does not vary; ``max_bin`` among them.
     folds, seed
         Number of stratified folds, and what shuffles them.
     max_rounds, early_stopping_rounds
@@ -129,7 +129,7 @@ class FoldSet:
             self._folds = [
                 _Fold(
                     # The bins are those of the fold's own training rows; made once, they serve every trial.
-                    xgb.QuantileDMatrix(self.matrix[train], label=self.labels[train], nthread=threads),
+                    quantised(self.matrix[train], self.labels[train], self.settings.fixed, threads),
                     xgb.DMatrix(self.matrix[valid], label=self.labels[valid], nthread=threads),
                     self.labels[valid],
                 )
@@ -151,6 +151,11 @@ class FoldSet:
         probabilities = booster.predict(fold.valid, iteration_range=(0, rounds))
         quality = [score(fold.labels, probabilities) for score in (log_loss, auc, brier, ks)]
         return FoldScore._make([*quality, rounds])
+
+
+def quantised(matrix: Matrix, labels: Matrix, parameters: Mapping[str, Any], threads: int) -> xgb.QuantileDMatrix:
+    """Bin rows for training: with the ``max_bin`` of the parameters that they are going to meet."""
+    return xgb.QuantileDMatrix(matrix, label=labels, max_bin=parameters["max_bin"], nthread=threads)
 
 
 class _Fold(NamedTuple):

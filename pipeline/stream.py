@@ -208,7 +208,8 @@ class Share:
 
     def _train(self, parameters: Mapping[str, Any], rounds: int, folder: Path, bar: Any) -> xgb.Booster:
         # Gone with this function: XGBoost removes its pages before their folder is removed.
-        data = xgb.ExtMemQuantileDMatrix(_Pages(lambda: self.pages(TRAIN), folder), nthread=parameters["nthread"])
+        pages = _Pages(lambda: self.pages(TRAIN), folder)
+        data = xgb.ExtMemQuantileDMatrix(pages, max_bin=parameters["max_bin"], nthread=parameters["nthread"])
         return xgb.train(dict(parameters), data, rounds, callbacks=[_Rounds(bar)])
 
     def _blocks(self, side: int) -> Pages:

@@ -29,7 +29,7 @@ from pipeline import stream
 from pipeline.config import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings, available_cores
 from pipeline.evaluate import Band, Probabilities, bands, metrics
 from pipeline.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
-from pipeline.folds import FoldSet, FoldSettings, useful_threads
+from pipeline.folds import FoldSet, FoldSettings, quantised, useful_threads
 from pipeline.ingest import ingest
 from pipeline.model import CANDIDATE, DATA, DATA_DIGEST, SCHEMA_DIGEST, SEED, TEST_SHARE, log_model
 from pipeline.report import Report
@@ -144,7 +144,7 @@ def _prepared(
     return Prepared(schema, vectorizer, train, test, digest, notes, found)
 
 
-def xgboost_parameters(settings: TrainSettings, prepared: Prepared) -> dict[str, Any]:
+def xgboost_parameters(settings: TrainSettings, schema: Schema, vectorizer: DictVectorizer) -> dict[str, Any]:
     """XGBoost parameters that the search does not vary.
 
     No ``scale_pos_weight``: the probabilities carry the decision, so they must stay calibrated.
@@ -153,21 +153,22 @@ def xgboost_parameters(settings: TrainSettings, prepared: Prepared) -> dict[str,
         "objective": "binary:logistic",
         "eval_metric": "logloss",
         "tree_method": "hist",
+        "max_bin": settings.max_bin,
         "seed": settings.seed,
-        "monotone_constraints": monotone_constraints(prepared.schema, prepared.vectorizer),
+        "monotone_constraints": monotone_constraints(schema, vectorizer),
     }
 
 
 def fold_settings(settings: TrainSettings, prepared: Prepared) -> FoldSettings:
     """How the search evaluates parameters."""
-    fixed = xgboost_parameters(settings, prepared)
+    fixed = xgboost_parameters(settings, prepared.schema, prepared.vectorizer)
     return FoldSettings(fixed, settings.folds, settings.seed, settings.max_rounds, settings.early_stopping_rounds)
 
 
 def fit(side: Side, best: Best, fixed: dict[str, Any]) -> xgb.Booster:
     """Train on a whole side with the best parameters, for the rounds on which the folds agreed."""
     threads = useful_threads(len(side.labels), available_cores())
-    data = xgb.QuantileDMatrix(side.matrix, label=side.labels, nthread=threads)
+    data = quantised(side.matrix, side.labels, fixed, threads)
     return xgb.train({**fixed, **best.parameters, "nthread": threads}, data, best.rounds)
 
 
@@ -186,7 +187,7 @@ def judge(
 
 
 def _fit(settings: TrainSettings, prepared: Prepared, best: Best) -> xgb.Booster:
-    fixed = xgboost_parameters(settings, prepared)
+    fixed = xgboost_parameters(settings, prepared.schema, prepared.vectorizer)
     if prepared.survey is None:
         return fit(prepared.train, best, fixed)
     return stream.fit(settings, prepared.schema, prepared.survey, {**fixed, **best.parameters}, best.rounds)

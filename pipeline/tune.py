@@ -65,6 +65,7 @@ def study_inputs(settings: TrainSettings, **digests: str) -> dict[str, Any]:
         "folds",
         "max_rounds",
         "early_stopping_rounds",
+        "max_bin",
         "pruning",
         "search_space",
     }

@@ -18,6 +18,7 @@ from pipeline.config import MODEL_NAME, ClusterSettings, TrainSettings
 from pipeline.errors import DataError
 from pipeline.evaluate import auc
 from pipeline.features import FrameEncoder, Matrix
+from pipeline.folds import quantised
 from pipeline.ingest import ingest
 from pipeline.model import load_parts
 from pipeline.schema import Schema
@@ -55,11 +56,12 @@ def streamed(in_memory: tuple[TrainSettings, Prepared], folder: Path, tmp_path: 
 def parameters(in_memory: tuple[TrainSettings, Prepared], **others: float) -> dict[str, object]:
     settings, prepared = in_memory
     first = {str(name): value for name, value in settings.first_trial.items()}
-    return {**xgboost_parameters(settings, prepared), **first, "max_depth": 3, **others}
+    fixed = xgboost_parameters(settings, prepared.schema, prepared.vectorizer)
+    return {**fixed, **first, "max_depth": 3, **others}
 
 
 def train_in_memory(prepared: Prepared, values: dict[str, object]) -> Matrix:
-    data = xgb.QuantileDMatrix(prepared.train.matrix, prepared.train.labels, nthread=1)
+    data = quantised(prepared.train.matrix, prepared.train.labels, values, threads=1)
     booster = xgb.train({**values, "nthread": 1}, data, ROUNDS)
     return np.asarray(booster.inplace_predict(prepared.test.matrix))
 

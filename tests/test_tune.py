@@ -29,7 +29,7 @@ def folds(schema: Schema, applications: pd.DataFrame) -> FoldSet:
     """A few rows of the data, in three folds."""
     rows = applications.head(400)
     matrix = FrameEncoder(schema, make_vectorizer(schema)).transform(rows)
-    fixed = {"objective": "binary:logistic", "eval_metric": "logloss", "seed": 1}
+    fixed = {"objective": "binary:logistic", "eval_metric": "logloss", "max_bin": 64, "seed": 1}
     return FoldSet(matrix, schema.labels(rows), FoldSettings(fixed, 3, 1, 30, 5))
 
 

@@ -38,7 +38,7 @@ from pipeline.split import is_test_row
 from pipeline.stream import Survey, frame_digest
 from pipeline.tracking import TrialWriter, log_facts, parent_run, trial_writer
 from pipeline.tune import Best, best_of, finished_trials, open_study, search, study_inputs, study_name
-from pipeline.workers import open_pool
+from pipeline.workers import begin_to_start, open_pool
 
 NEXT = "make promote    (python -m pipeline promote)"
 
@@ -98,6 +98,7 @@ def run(options: Namespace) -> Report:
         Settings, data, study, cluster or tracking server are not usable; nothing is logged as finished.
     """
     settings = _settings(options)
+    begin_to_start(settings.workers, settings.cluster)
     thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
     prepared = prepare(settings, Schema.load(settings.contract))
     inputs = study_inputs(settings, data=prepared.digest, schema=prepared.schema.digest)

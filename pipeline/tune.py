@@ -18,6 +18,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Engine, event
 
 from pipeline.config import Range, TrainSettings
 from pipeline.errors import ClusterError, ConfigError
@@ -92,12 +93,14 @@ def open_study(settings: TrainSettings, name: str, inputs: Mapping[str, Any]) ->
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _alone(settings.storage, name):
         storage = optuna.storages.RDBStorage(settings.storage)
+        if sqlite_path(settings.storage):
+            _spare_the_disk(storage.engine)
         study = optuna.create_study(
             study_name=name,
             storage=storage,
             direction="minimize",
             load_if_exists=True,
-            sampler=_sampler(settings, 0),
+            sampler=sampler(settings, 0),
         )
         _check_inputs(study, inputs)
         if not study.get_trials(deepcopy=False):
@@ -125,7 +128,7 @@ def search(
     ClusterError
         An evaluation failed, or lost its worker too often.
     """
-    space = {str(name): _distribution(allowed) for name, allowed in settings.search_space.items()}
+    space = distributions(settings)
     running: dict[Future[Timed], Trial] = {}
     finished = len(finished_trials(study))
     while finished < settings.trials:
@@ -139,6 +142,17 @@ def search(
                 on_finished(_tell(study, running.pop(future), future))
             finished += 1
     return best_of(study)
+
+
+def distributions(settings: TrainSettings) -> dict[str, BaseDistribution]:
+    """The search space, as Optuna has it."""
+    return {str(name): _distribution(allowed) for name, allowed in settings.search_space.items()}
+
+
+def sampler(settings: TrainSettings, asked: int) -> optuna.samplers.BaseSampler:
+    """Make the sampler of a study that has asked for so many trials already."""
+    # Seeded for each trial: a resumed study draws what it would have drawn, and not its first numbers again.
+    return optuna.samplers.TPESampler(seed=(settings.seed * 100_003 + asked) % 2**32)
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -193,6 +207,16 @@ def use_wal(path: Path) -> None:
     connection.close()
 
 
+def _spare_the_disk(engine: Engine) -> None:
+    """Let SQLite leave a commit to the system: a killed process loses nothing, a power cut the last trial."""
+
+    @event.listens_for(engine, "connect")
+    def set_synchronous(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous=normal")
+
+    engine.dispose()  # connections that were opened before this
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the block ends, so that no statement of the database is cut in two."""
@@ -229,13 +253,8 @@ def _requeue_interrupted(study: optuna.Study) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _sampler(settings: TrainSettings, asked: int) -> optuna.samplers.BaseSampler:
-    # Seeded for each trial: a resumed study draws what it would have drawn, and not its first numbers again.
-    return optuna.samplers.TPESampler(seed=(settings.seed * 100_003 + asked) % 2**32)
-
-
 def _ask(study: optuna.Study, space: dict[str, BaseDistribution], settings: TrainSettings, asked: int) -> Trial:
-    study.sampler = _sampler(settings, asked)
+    study.sampler = sampler(settings, asked)
     return study.ask(space)
 
 

@@ -326,7 +326,8 @@ def trials(tmp_path_factory: pytest.TempPathFactory, applications: pd.DataFrame,
     """Four finished trials."""
     rows = applications.head(300)
     matrix = FrameEncoder(schema, make_vectorizer(schema)).transform(rows)
-    folds = FoldSet(matrix, schema.labels(rows), FoldSettings({"objective": "binary:logistic"}, 2, 1, 5, 3))
+    fixed = {"objective": "binary:logistic", "max_bin": 32}
+    folds = FoldSet(matrix, schema.labels(rows), FoldSettings(fixed, 2, 1, 5, 3))
     storage = f"sqlite:///{tmp_path_factory.mktemp('study')}/optuna.db"
     settings = TrainSettings.load(PROJECT / "conf/train.yaml", storage=storage, trials=4)
     with open_study(settings, "s", {}) as study:

@@ -98,9 +98,9 @@ def run(options: Namespace) -> Report:
         Settings, data, study, cluster or tracking server are not usable; nothing is logged as finished.
     """
     settings = _settings(options)
-    begin_to_start(settings.workers, settings.cluster)
     thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
     prepared = prepare(settings, Schema.load(settings.contract))
+    begin_to_start(settings.workers, settings.cluster)
     inputs = study_inputs(settings, data=prepared.digest, schema=prepared.schema.digest)
     name = study_name(settings, inputs)
     with (

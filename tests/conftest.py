@@ -190,15 +190,29 @@ def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
 # A Dask cluster of two processes on this machine, for what runs on one.
 
 
+_CLUSTER = """
+import sys
+from distributed import LocalCluster
+with LocalCluster(
+    n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
+) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
-    """Address of a scheduler with two workers of one thread each."""
-    from distributed import LocalCluster
+    """Address of a scheduler with two workers of one thread each, started elsewhere, as a user does.
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
-    ) as cluster:
-        yield cluster.scheduler_address
+    In this process it would import the code that it is sent, in the place of the code under test.
+    """
+    command = [sys.executable, "-c", _CLUSTER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
 
 
 # Serving: a store filled in milliseconds, and running servers that many tests share.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+from distributed import Client
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import ClusterSettings, TrainSettings
@@ -147,42 +149,32 @@ def test_an_evaluation_that_fails_is_one_readable_error_and_is_made_again(tmp_pa
     assert len(trials) == 1
 
 
-def test_scores_do_not_depend_on_where_they_are_evaluated(folds: FoldSet, cluster: Any) -> None:
+def test_scores_do_not_depend_on_where_they_are_evaluated(folds: FoldSet, scheduler: str) -> None:
     parameters = {"eta": 0.1, "max_depth": 3}
     here = folds.evaluate(parameters, threads=1)
-    with open_pool(folds, None, ClusterSettings(address=cluster.scheduler_address)) as pool:
+    with open_pool(folds, None, ClusterSettings(address=scheduler)) as pool:
         there = pool.submit(parameters, ()).result().evaluation
     assert isinstance(there.folds[0], FoldScore)
     assert there == here
 
 
-def test_a_killed_worker_costs_no_trial(tmp_path: Path, folds: FoldSet, cluster: Any) -> None:
+def test_a_killed_worker_costs_no_trial(tmp_path: Path, folds: FoldSet, scheduler: str) -> None:
     finished: list[int] = []
-    victims = [nanny.process.pid for nanny in cluster.workers.values()][:1]
+    with Client(scheduler) as client:
+        victims = list(client.run(os.getpid).values())[:1]
 
     def on_finished(trial: FrozenTrial) -> None:
         finished.append(trial.number)
         if len(finished) == 3:
             psutil.Process(victims.pop()).kill()
 
-    address = ClusterSettings(address=cluster.scheduler_address)
+    address = ClusterSettings(address=scheduler)
     with opened(tmp_path) as study, open_pool(folds, None, address) as pool:
         assert pool.slots == 3  # one waits, so that no worker does
         search(study, pool, settings(tmp_path, trials=20), on_finished)
         assert not victims
         assert sorted(finished) == list(range(20))
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 20
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Dask cluster of two worker processes, as a user starts it elsewhere."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
-    ) as running:
-        yield running
 
 
 def test_one_worker_starts_no_process(folds: FoldSet) -> None:

@@ -50,8 +50,14 @@ class LeanService(bentoml.Service[Any]):
         unwanted = {"OpenTelemetryMiddleware"} if not SETTINGS.bentoml.tracing else set()
         if SETTINGS.bentoml.timeout_seconds is None:
             unwanted.add("TimeoutMiddleware")
-        app.user_middleware = [kept for kept in app.user_middleware if kept.cls.__name__ not in unwanted]
-        return app
+        kept = [middleware for middleware in app.user_middleware if middleware.cls.__name__ not in unwanted]
+        first, *others = kept
+        if first.cls not in {cls for cls, _ in self.middlewares}:
+            app.user_middleware = kept
+            return app
+        # Nothing of BentoML stands before ours: then neither need Starlette, for requests that never reach it.
+        app.user_middleware = others
+        return first.cls(app, **first.kwargs)
 
 
 class CreditRiskClassifier:

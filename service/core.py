@@ -82,22 +82,38 @@ class Core:
         """Record what was decided, to the last."""
         self.journal.close()
 
-    async def classify(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+    def answering(self) -> Version:
+        """Give what answers now, or raise the `Refusal` 503."""
+        version = self.promoted.current()
+        if version is None:
+            raise self._nothing_answers()
+        return version
+
+    async def classify(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
         """Decide on one application: the JSON answer.
+
+        Parameters
+        ----------
+        version
+            Of `answering`, for callers that have it.
 
         Raises
         ------
         Refusal
             400 the body breaks the contract; 503 nothing is promoted, or too much is under way.
         """
-        version = self._version()
+        version = version or self.answering()
         application = version.model.parse(body)
         with self._requests:
             return await version.batcher.submit(Case(application, request_id, trace_id))
 
-    async def classify_batch(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+    async def classify_batch(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
         """Decide on an array of applications, all by one version: the JSON array of answers, all or nothing."""
-        model = self._version().model
+        model = (version or self.answering()).model
         applications = model.parse_many(body)
         answers: list[bytes] = []
         for start in range(0, len(applications), _ROWS_A_TURN):
@@ -109,9 +125,11 @@ class Core:
             await asyncio.sleep(0)
         return b"[%b]" % b",".join(answers)
 
-    async def explain(self, body: bytes, request_id: str, trace_id: str = "") -> bytes:
+    async def explain(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
         """Decide on one application and say why: the JSON answer."""
-        version = self._version()
+        version = version or self.answering()
         application = version.model.parse(body)
         with self._requests:
             answer = await version.batcher.submit(Case(application, request_id, trace_id))
@@ -138,12 +156,6 @@ class Core:
         """Bring the metrics up to this moment."""
         self.promoted.current()
         self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
-
-    def _version(self) -> Version:
-        version = self.promoted.current()
-        if version is None:
-            raise self._nothing_answers()
-        return version
 
     def _nothing_answers(self) -> Refusal:
         if self.promoted.refused:

@@ -8,9 +8,10 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
 from functools import lru_cache
 from itertools import count
+from types import coroutine
 from typing import Any
 
 from service.refusal import Refusal
@@ -88,9 +89,16 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     """
     if _declared(headers) > limit:
         raise _too_large(limit)
+    reading = _collect(receive, limit)
+    try:
+        waits_for = reading.send(None)
+    except StopIteration as done:  # all of it is here, as nearly always: a timer would cost more than reading it
+        whole: bytes = done.value
+        return whole
     try:
         async with asyncio.timeout(seconds):
-            return await _collect(receive, limit)
+            body: bytes = await _resumed(reading, waits_for)
+            return body
     except TimeoutError:
         raise Refusal(408, f"the body must arrive within {seconds:g} seconds", headers=[CLOSE]) from None
 
@@ -136,6 +144,18 @@ class RequestIds:
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+
+
+@coroutine
+def _resumed(started: Coroutine[Any, Any, bytes], waits_for: Any) -> Generator[Any, None, bytes]:
+    """Await a coroutine that has been started already, and waits for something."""
+    try:
+        yield waits_for
+    except BaseException as error:
+        started.throw(error)
+        raise
+    body: bytes = yield from started
+    return body
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:

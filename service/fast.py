@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 from opentelemetry.trace import format_trace_id, get_current_span
 
-from service.core import Core
+from service.core import Core, Version
 from service.documents import openapi
 from service.edges import (
     CLOSE,
@@ -76,7 +76,7 @@ class Answer:
 
 
 Endpoint = Callable[[Request], Awaitable[Answer]]
-Decide = Callable[[bytes, str, str], Awaitable[bytes]]
+Decide = Callable[[bytes, str, str, Version], Awaitable[bytes]]
 
 
 class FastPath:
@@ -107,6 +107,7 @@ class FastPath:
         self._ids = RequestIds()
         self._describe = describe
         self._with_keys = bool(keys)
+        self._answers: Version | None = None
         self._endpoints = self._routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,7 +173,7 @@ class FastPath:
         require_json(request.headers)
         body = await read_body(request.receive, request.headers, limit, self._core.settings.limits.body_seconds)
         request.body_is_read = True
-        return Answer(await decide(body, request.request_id, self._trace_id()))
+        return Answer(await decide(body, request.request_id, self._trace_id(), self._answering()))
 
     async def _classify_batch(self, request: Request) -> Answer:
         with self._core.batches:
@@ -190,6 +191,20 @@ class FastPath:
     async def _docs(self, _: Request) -> Answer:
         document = openapi(self._describe(), self._core, with_keys=self._with_keys)
         return Answer(orjson.dumps(document))
+
+    def _answering(self) -> Version:
+        """Give what answers, after one look at the promoted pointer in a turn of the event loop.
+
+        What runs in a turn was read from its connection before the turn, so before the look; what is read later
+        runs after `_look_again`. So no request that began after a promotion is answered by the version before it.
+        """
+        if self._answers is None:
+            self._answers = self._core.answering()
+            asyncio.get_running_loop().call_soon(self._look_again)
+        return self._answers
+
+    def _look_again(self) -> None:
+        self._answers = None
 
     def _trace_id(self) -> str:
         if not self._core.settings.bentoml.tracing:

@@ -63,6 +63,7 @@ def test_bento_holds_the_serving_side_and_nothing_else(bento: Path) -> None:
         "features",
         "decision",
         "bundle",
+        "predictor",
         "pointer",
         "failpoint",
         "columns",

@@ -56,5 +56,5 @@ app = FastAPI()
 @app.post("/classify")
 async def classify(application: Application) -> Answer:
     matrix = bundle.vectorizer.transform(features(application.model_dump()))
-    probability = float(bundle.probabilities(matrix)[0])
+    probability = float(bundle.booster.inplace_predict(matrix)[0])
     return Answer(Status=status(probability), probability=probability, model=tag)

@@ -20,7 +20,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.columns import Table, as_numbers, pick, positions, rows_between
 from pipeline.config import available_cores
-from pipeline.schema import Ratio, Schema
+from pipeline.schema import Ratio, Schema, Values
 
 Matrix = npt.NDArray[np.float32]
 Application = Mapping[str, Any]
@@ -158,20 +158,32 @@ class FrameEncoder:
                 part.result()
         return matrix
 
-    def transform_rows(self, applications: Sequence[Application]) -> Matrix:
-        """Encode validated applications, column by column: shape (n, k), as `transform` gives it.
+    def transform_values(self, values: Mapping[str, Values], rows: int) -> Matrix:
+        """Encode the values of some applications, as `pipeline.schema.valid_columns` gives them.
 
-        From some twenty applications on it is faster than `RowEncoder`.
+        From some twenty applications on it is faster than `RowEncoder`; both give the same.
+
+        Parameters
+        ----------
+        values
+            Field name → shape (n,).
+        rows
+            n.
+
+        Returns
+        -------
+        Matrix
+            Shape (n, k), float32, as of `transform`.
         """
         columns: dict[str, npt.NDArray[Any]] = {}
         for name, field in self._schema.features.items():
-            values = [application.get(name) for application in applications]
             if field.is_numeric:
-                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
+                columns[name] = np.asarray(values[name], dtype=np.float64)
             else:
                 one_hots: dict[Any, int] = dict(zip(field.categories, self._one_hots(name), strict=True))
-                columns[name] = np.array([one_hots.get(value, -1) for value in values], dtype=np.intp)
-        matrix = np.zeros((len(applications), self.width), dtype=np.float32)
+                one_hots[None] = -1
+                columns[name] = np.fromiter(map(one_hots.__getitem__, values[name]), dtype=np.intp, count=rows)
+        matrix = np.zeros((rows, self.width), dtype=np.float32)
         self._fill(matrix, columns)
         return matrix
 

@@ -6,9 +6,11 @@ import ast
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
 
 import numpy as np
@@ -35,6 +37,8 @@ from pipeline.errors import DataError
 
 Kind = Literal["integer", "number", "category"]
 Monotone = Literal["increasing", "decreasing"]
+Values = Sequence[Any] | npt.NDArray[np.float64]
+"""Values of one field, one a row."""
 
 _ARITHMETIC = (ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.Name, ast.Load)
 
@@ -336,32 +340,57 @@ def _category_violations(column: Column, field: Field) -> Iterator[tuple[str, np
     yield f"must be one of {', '.join(field.categories)}", ~empty & ~known
 
 
-def surely_valid(rows: Sequence[Any], schema: Schema) -> bool:
-    """Check parsed JSON values by columns: True only if `Schema.batch_adapter` accepts every row, unchanged.
+def valid_columns(rows: Sequence[Any], schema: Schema) -> dict[str, Values] | None:
+    """Check parsed JSON values by columns, and give them by columns.
 
-    It takes a third of the validator's time. False is no verdict: the validator must look closer, and can say why.
+    It takes a fraction of the validator's time. None is no verdict: the validator looks closer and says why.
+
+    Returns
+    -------
+    dict
+        Only if `Schema.batch_adapter` accepts every row, unchanged. Field name → its values, shape (n,): numbers
+        as float64, NaN where a row has none; categories as they are, None where a row has none.
     """
+    found: dict[str, Values] = {}
     try:
-        return (
-            set(map(type, rows)) <= {dict}
-            and set().union(*rows) <= schema.fields.keys()
-            and all(_surely([row.get(name) for row in rows], field) for name, field in schema.fields.items())
-        )
-    except (TypeError, OverflowError):  # a list where a category should be; an integer beyond float64
-        return False
+        if not set(map(type, rows)) <= {dict}:
+            return None
+        for (name, field), values in zip(schema.fields.items(), _by_field(rows, schema), strict=True):
+            checked = _numbers(values, field) if field.is_numeric else _categories(values, field)
+            if checked is None:
+                return None
+            found[name] = checked
+    except (TypeError, OverflowError, _Unknown):  # such as a list where a category should be, or 10 ** 400
+        return None
+    return found
 
 
-def _surely(values: list[Any], field: Field) -> bool:
-    absent = {type(None)} if field.optional else set()
-    if not field.is_numeric:
-        return set(values) <= {*field.categories, *([None] if field.optional else [])}
+class _Unknown(Exception):
+    """A row has a key that the contract does not know."""
+
+
+def _by_field(rows: Sequence[Mapping[str, Any]], schema: Schema) -> Iterable[Sequence[Any]]:
+    names = tuple(schema.fields)
+    if len(names) > 1 and set(map(len, rows)) == {len(names)}:
+        with suppress(KeyError):
+            # Every row has just these keys, as most batches: three times as fast as to ask for each.
+            return zip(*map(itemgetter(*names), rows), strict=True)
+    if not set().union(*rows) <= schema.fields.keys():
+        raise _Unknown
+    return ([row.get(name) for row in rows] for name in names)
+
+
+def _categories(values: Sequence[Any], field: Field) -> Sequence[Any] | None:
+    return values if set(values) <= {*field.categories, *([None] if field.optional else [])} else None
+
+
+def _numbers(values: Sequence[Any], field: Field) -> npt.NDArray[np.float64] | None:
     types = set(map(type, values))
-    if not types <= {int, float} | absent:
-        return False
+    if not types <= {int, float, *([type(None)] if field.optional else [])}:
+        return None
     numbers = np.array(values, dtype=np.float64)
-    if type(None) in types:
-        numbers = numbers[~np.isnan(numbers)]
-    return _within(numbers, field)
+    stated = numbers[~np.isnan(numbers)] if type(None) in types else numbers
+    return numbers if _within(stated, field) else None
 
 
 def _within(numbers: npt.NDArray[np.float64], field: Field) -> bool:

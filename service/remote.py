@@ -30,7 +30,7 @@ from service.batcher import Batcher, GatheringBatcher
 from service.core import Case, Core, encoded
 from service.edges import Receive, Scope, Send
 from service.refusal import Header, Refusal
-from service.served import Application, Decisions, ServedModel
+from service.served import Decisions, ServedModel
 
 logger = logging.getLogger("bentoml.credit_risk")
 
@@ -240,14 +240,11 @@ class FrontCore(Core):
 
     def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
         async def answer(cases: Sequence[Case]) -> list[bytes]:
-            return self._answers(model, cases, await self._decide(model, encoded(model, cases)))
+            return self._answers(model, cases, await self._decide_many(model, encoded(model, cases)))
 
         return GatheringBatcher(answer, self.settings.micro_batch_rows, self.settings.front.calls)
 
-    async def _decide_many(self, model: ServedModel, applications: Sequence[Application]) -> Decisions:
-        return await self._decide(model, model.encode(applications))
-
-    async def _decide(self, model: ServedModel, matrix: Matrix) -> Decisions:
+    async def _decide_many(self, model: ServedModel, matrix: Matrix) -> Decisions:
         return model.decisions(matrix, await self.line.score(model.promotion, matrix))
 
 

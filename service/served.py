@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 from pydantic import ValidationError
 
@@ -15,16 +16,29 @@ from pipeline.config import ServeSettings
 from pipeline.decision import STATUSES, Status, decide_many
 from pipeline.features import FrameEncoder, Matrix, RowEncoder
 from pipeline.pointer import Promotion
-from pipeline.schema import Schema, surely_valid
+from pipeline.schema import Schema, Values, valid_columns
 from service.decision import Explainer, Reason
 from service.refusal import MOST_DETAILS, Detail, Refusal, contract_refusal, detail, details_of
 
 Application = Mapping[str, Any]
 
-_MANY = 128
-"""Rows from which on encoding by columns is faster than by rows; both give the same matrix."""
-
 _HEADS: dict[Status, bytes] = {status: b'{"Status":"%b","probability":' % status.encode() for status in STATUSES}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The applications of one batch request, validated.
+
+    Attributes
+    ----------
+    rows
+        As they came.
+    columns
+        The same by field, see `pipeline.schema.valid_columns`; None if only the rows are known to be valid.
+    """
+
+    rows: list[dict[str, Any]]
+    columns: Mapping[str, Values] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +106,41 @@ class ServedModel:
             raise contract_refusal(_repeated_keys(body))
         return application
 
-    def parse_many(self, body: bytes) -> list[dict[str, Any]]:
+    def parse_many(self, body: bytes) -> Batch:
         """Validate an array of applications, or raise the `Refusal` 400 that names rows and fields."""
-        self._check_size(body)
-        applications = self._plainly_valid(body)
-        if applications is None:
+        marks = _Marks(body)
+        # Bounds what parsing can cost: a body of brackets alone would take a hundred times its size in memory.
+        if marks.values > self._settings.limits.batch_rows * (len(self.schema.fields) + 2):
+            raise self._too_many()
+        batch = self._plainly_valid(body)
+        if batch is None:
             try:
-                applications = self._validate_many(body)
+                batch = Batch(self._validate_many(body), None)
             except ValidationError as error:
                 raise contract_refusal(self._details_of_rows(body, error)) from None
-        if len(applications) > self._settings.limits.batch_rows:
+        if len(batch.rows) > self._settings.limits.batch_rows:
             raise self._too_many()
-        if body.count(b":") != sum(map(len, applications)):
+        if marks.keys != sum(map(len, batch.rows)):
             raise contract_refusal(_repeated_keys(body))
-        return applications
+        return batch
 
     def encode(self, applications: Sequence[Application]) -> Matrix:
         """Encode validated applications: shape (n, k), float32."""
-        if len(applications) >= _MANY:
-            return self._columns_encoder.transform_rows(applications)
         return self._encoder.transform(applications)
+
+    def encode_many(self, batch: Batch) -> Matrix:
+        """Encode a batch request: shape (n, k), float32."""
+        if batch.columns is None:
+            return self.encode(batch.rows)
+        return self._columns_encoder.transform_values(batch.columns, len(batch.rows))
+
+    def probabilities(self, matrix: Matrix) -> Matrix:
+        """Score encoded applications: shape (n, k) → shape (n,). May be called from any thread."""
+        return self._bundle.probabilities(matrix)
 
     def decide(self, matrix: Matrix) -> Decisions:
         """Score and decide on encoded applications, shape (n, k)."""
-        return self.decisions(matrix, self._bundle.probabilities(matrix))
+        return self.decisions(matrix, self.probabilities(matrix))
 
     def decisions(self, matrix: Matrix, probabilities: Matrix) -> Decisions:
         """Decide on encoded applications, shape (n, k), by this version's probabilities for them, shape (n,)."""
@@ -145,22 +170,14 @@ class ServedModel:
         contributions, _ = self.explainer.contributions(matrix)
         return [self.explainer.reasons(row) for row in contributions]
 
-    def _plainly_valid(self, body: bytes) -> list[dict[str, Any]] | None:
+    def _plainly_valid(self, body: bytes) -> Batch | None:
         """Validate a batch by columns: None if it is not plain that all of it is valid."""
         try:
             rows = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        return rows if isinstance(rows, list) and surely_valid(rows, self.schema) else None
-
-    def _check_size(self, body: bytes) -> None:
-        """Bound what parsing can cost: each value in JSON follows a comma or an opening bracket.
-
-        A body of brackets alone would take a hundred times its size in memory.
-        """
-        limit = self._settings.limits.batch_rows * (len(self.schema.fields) + 2)
-        if body.count(b",") + body.count(b"[") + body.count(b"{") > limit:
-            raise self._too_many()
+        columns = valid_columns(rows, self.schema) if isinstance(rows, list) else None
+        return None if columns is None else Batch(rows, columns)
 
     def _too_many(self) -> Refusal:
         limit = self._settings.limits.batch_rows
@@ -196,6 +213,24 @@ class ServedModel:
             "thresholds": settings.thresholds.model_dump(),
         }
         return orjson.dumps(members)[1:-1]
+
+
+class _Marks:
+    """Marks of punctuation in a JSON text.
+
+    Attributes
+    ----------
+    values
+        Commas and opening brackets: there are no more values, as each follows one.
+    keys
+        Colons: where no string holds one, each follows a key.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        # Four comparisons of arrays take a third of the time of `bytes.count`.
+        text = np.frombuffer(body, dtype=np.uint8)
+        commas, lists, objects, self.keys = (int(np.count_nonzero(text == mark)) for mark in b",[{:")
+        self.values = commas + lists + objects
 
 
 def _as_json(numbers: Sequence[float]) -> list[bytes]:

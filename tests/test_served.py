@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
-from pipeline.schema import Schema, surely_valid
+from pipeline.schema import Schema, valid_columns
 from service.core import Core
 from service.refusal import MOST_DETAILS, Refusal
 from service.served import ServedModel
@@ -162,7 +162,7 @@ def test_a_bomb_of_small_values_is_refused_before_it_is_parsed(model: ServedMode
 
 
 def test_an_empty_batch_is_valid(model: ServedModel) -> None:
-    assert model.parse_many(b"[]") == []
+    assert model.parse_many(b"[]").rows == []
 
 
 def values() -> st.SearchStrategy[Any]:
@@ -184,7 +184,7 @@ def almost_valid() -> st.SearchStrategy[list[dict[str, Any]]]:
 def test_the_quick_check_accepts_only_what_the_validator_accepts(rows: list[dict[str, Any]], absent: str) -> None:
     for row in rows[:1]:
         row.pop(absent)
-    if not surely_valid(rows, SCHEMA):
+    if valid_columns(rows, SCHEMA) is None:
         return
     try:
         validated = SCHEMA.batch_adapter.validator.validate_json(json.dumps(rows))
@@ -194,13 +194,15 @@ def test_the_quick_check_accepts_only_what_the_validator_accepts(rows: list[dict
 
 
 def test_the_quick_check_accepts_the_shipped_data(rows: list[dict[str, Any]]) -> None:
-    assert surely_valid(rows, SCHEMA)
+    assert valid_columns(rows, SCHEMA) is not None
 
 
 def test_encoding_many_rows_equals_encoding_each(rows: list[dict[str, Any]]) -> None:
     vectorizer = make_vectorizer(SCHEMA)
     sparse = [{name: value for name, value in row.items() if value is not None} for row in rows[:500]]
     for some in (rows, sparse, rows[:1], []):
-        by_columns = FrameEncoder(SCHEMA, vectorizer).transform_rows(some)
+        columns = valid_columns(some, SCHEMA)
+        assert columns is not None
+        by_columns = FrameEncoder(SCHEMA, vectorizer).transform_values(columns, len(some))
         by_rows = RowEncoder(SCHEMA, vectorizer).transform(some)
         np.testing.assert_array_equal(by_columns.view(np.uint32), by_rows.view(np.uint32))

@@ -25,6 +25,7 @@ import uvloop
 
 _HEADER_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
+_CLOSE = b"\r\nconnection: close\r\n"
 _GRACE = 30.0
 """Seconds that a request under way may take after the end before it counts as failed."""
 
@@ -169,12 +170,16 @@ class _Connection(asyncio.Protocol):
         end = received.find(_HEADER_END)
         if end < 0:
             return
-        whole = end + len(_HEADER_END) + _content_length(received[: end + 2])
+        head = received[: end + 2].lower()
+        whole = end + len(_HEADER_END) + _content_length(head)
         if len(received) < whole:
             return
         self._note(received[end + len(_HEADER_END) : whole], int(received[9:12]))
         self._received = b""
-        self._send()
+        if _CLOSE in head:
+            self.transport.close()  # the next request goes over a new connection
+        else:
+            self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.waiting:
@@ -201,7 +206,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _content_length(head: bytes) -> int:
-    start = head.lower().find(_LENGTH)
+    start = head.find(_LENGTH)
     if start < 0:
         return 0
     start += len(_LENGTH)

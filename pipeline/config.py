@@ -231,6 +231,12 @@ class ServeSettings(Settings):
     """Whether ``/classify`` and ``/classify_batch`` give adverse reasons too."""
     workers: int | None = Field(ge=1)
     """Worker processes; None: one for each core."""
+    requests_per_connection: int | None = Field(ge=1)
+    """Requests that a kept connection carries on average, where several workers answer.
+
+    Whichever worker wakes first accepts all connections that are there. Those that end at random and are opened
+    again go to the workers that have least to do. None: they are kept for as long as clients like.
+    """
     micro_batch_rows: int = Field(ge=1)
     """Most applications scored in one call of the booster."""
     retry_refused_seconds: float = Field(gt=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from pipeline.config import ServeSettings, conf_folder
+from pipeline.config import ServeSettings, available_cores, conf_folder
 from service.edges import LOOPBACK, configured_keys
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class CreditRiskClassifier:
 def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | None) -> LeanService:
     """Make a BentoML service of a class, with the fast path in front of it."""
     options = bentoml_options(SETTINGS, with_keys=bool(configured_keys()))
+    alone = (workers or available_cores()) == 1
     service: LeanService = bentoml.service(
         name=name, service_class=LeanService, **{**options, "workers": workers or "cpu_count"}
     )(inner)
@@ -118,7 +119,8 @@ def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | No
         """Build the middleware when a worker builds its application, with what it imports."""
         from service.fast import FastPath
 
-        return FastPath(app, inner.make_core(), configured_keys(), lambda: service.openapi_spec.asdict())
+        core, keys = inner.make_core(), configured_keys()
+        return FastPath(app, core, keys, lambda: service.openapi_spec.asdict(), alone=alone)
 
     service.add_asgi_middleware(fast_path)
     return service

@@ -20,11 +20,11 @@ class Batcher(Protocol[_ItemT_contra, AnswerT]):
 
 
 class MicroBatcher(Generic[ItemT, AnswerT]):
-    """Collects without waiting: nobody's answer is delayed for company.
+    """Collects as long as each turn of the event loop brings more: nobody waits for company that is not there.
 
-    Scoring one application costs 170 µs and sixteen 190 µs, so under load a call serves all that is there; a lone
-    request is scored at once. BentoML's own batching waits for a window, which for a model as small as this one
-    costs more than it saves.
+    Scoring one application costs 75 µs and sixteen 100 µs, so under load a call serves all that is there; a lone
+    request is scored in the next turn. BentoML's own batching waits for a window, which for a model as small as
+    this one costs more than it saves.
 
     Parameters
     ----------
@@ -40,15 +40,21 @@ class MicroBatcher(Generic[ItemT, AnswerT]):
         self._waiting: list[tuple[ItemT, asyncio.Future[AnswerT]]] = []
 
     def submit(self, item: ItemT) -> asyncio.Future[AnswerT]:
-        """Put an item into the batch of this turn; await the result for its answer."""
+        """Put an item into the batch; await the result for its answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[AnswerT] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._flush)
         self._waiting.append((item, future))
         if len(self._waiting) >= self._limit:
             self._flush()
+        elif len(self._waiting) == 1:
+            loop.call_soon(self._turn, loop, 1)
         return future
+
+    def _turn(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
+        if len(self._waiting) > before:
+            loop.call_soon(self._turn, loop, len(self._waiting))
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         batch, self._waiting = self._waiting, []

@@ -183,9 +183,7 @@ class Core:
 
     async def _decide_many(self, model: ServedModel, matrix: Matrix) -> Decisions:
         # XGBoost gives up the interpreter's lock: the next request is read and parsed meanwhile.
-        probabilities = await asyncio.get_running_loop().run_in_executor(
-            self._scorer, model.probabilities, matrix
-        )
+        probabilities = await asyncio.get_running_loop().run_in_executor(self._scorer, model.probabilities, matrix)
         return model.decisions(matrix, probabilities)
 
     def _answers(self, model: ServedModel, cases: Sequence[Case], decisions: Decisions) -> list[bytes]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from random import random
 from time import perf_counter
 from typing import Any
 
@@ -92,6 +93,9 @@ class FastPath:
         API keys; see `service.edges.Door`.
     describe
         Gives BentoML's own OpenAPI document, which `/docs.json` completes.
+    alone
+        Whether this process is the only one that answers; otherwise connections are now and then closed, see
+        `pipeline.config.ServeSettings.requests_per_connection`.
     """
 
     def __init__(
@@ -100,6 +104,8 @@ class FastPath:
         core: Core,
         keys: tuple[str, ...],
         describe: Callable[[], dict[str, Any]],
+        *,
+        alone: bool = True,
     ) -> None:
         self._app = app
         self._core = core
@@ -108,6 +114,8 @@ class FastPath:
         self._describe = describe
         self._with_keys = bool(keys)
         self._answers: Version | None = None
+        kept = core.settings.requests_per_connection
+        self._parting = 0.0 if alone or kept is None else 1 / kept
         self._endpoints = self._routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,6 +137,8 @@ class FastPath:
         if answer is None:
             await self._app(scope, receive, send)
             return
+        if random() < self._parting:  # noqa: S311 - it decides nothing that anybody could gain by
+            answer.headers += (CLOSE,)
         await _send(send, answer, request.request_id)
         path = scope["path"]
         endpoint = path if path in self._endpoints else _OTHER

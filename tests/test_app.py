@@ -268,6 +268,33 @@ def stale(result: LoadResult, moments: list[tuple[float, str]]) -> int:
     return count
 
 
+def test_kept_connections_spread_over_the_workers(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.promote(1)
+    conf = changed_conf(tmp_path, workers=2, requests_per_connection=20)
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
+    with serving(tmp_path) as server:
+        result = run_load(server.port, [request("/classify", BODY)], count=6000, seconds=60)
+    assert dict(result.statuses) == {200: 6000}
+    assert result.failures == 0
+    decided = [len(path.read_bytes().splitlines()) for path in (tmp_path / "decisions").iterdir()]
+    assert sum(decided) == 6000
+    assert min(decided) > 600  # whichever worker accepted all connections at first
+
+
+def test_a_lone_worker_keeps_its_connections(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.promote(1)
+    conf = changed_conf(tmp_path, workers=1, requests_per_connection=1)
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
+    with serving(tmp_path) as server, server.connection() as connection:
+        for _ in range(50):
+            connection.sendall(request("/classify", BODY))
+            assert b"connection: close" not in receive(connection).lower()
+
+
 def test_sigterm_finishes_what_is_under_way(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]
 ) -> None:

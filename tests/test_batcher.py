@@ -28,6 +28,19 @@ async def test_what_arrives_in_one_turn_is_answered_in_one_call_and_in_order() -
     assert doubler.batches == [[*range(10)]]
 
 
+async def test_who_comes_while_others_still_come_joins_them() -> None:
+    doubler = Doubler()
+    batcher = MicroBatcher(doubler, limit=64)
+
+    async def come_in_the_next_turn() -> int:
+        return await batcher.submit(3)
+
+    late = asyncio.create_task(come_in_the_next_turn())
+    assert await asyncio.gather(batcher.submit(1), batcher.submit(2)) == [2, 4]
+    assert await late == 6
+    assert doubler.batches == [[1, 2, 3]]
+
+
 async def test_a_lone_request_is_not_kept_waiting() -> None:
     batcher = MicroBatcher(Doubler(), limit=64)
     assert await asyncio.wait_for(batcher.submit(4), timeout=1) == 8

@@ -278,7 +278,7 @@ def test_kept_connections_spread_over_the_workers(
         result = run_load(server.port, [request("/classify", BODY)], count=6000, seconds=60)
     assert dict(result.statuses) == {200: 6000}
     assert result.failures == 0
-    decided = [len(path.read_bytes().splitlines()) for path in (tmp_path / "decisions").iterdir()]
+    decided = [len(path.read_bytes().splitlines()) for path in (tmp_path / "decisions").glob("*.jsonl")]
     assert sum(decided) == 6000
     assert min(decided) > 600  # whichever worker accepted all connections at first
 

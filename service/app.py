@@ -12,6 +12,7 @@ import bentoml
 
 from pipeline.config import ServeSettings, available_cores, conf_folder
 from service.edges import LOOPBACK, configured_keys
+from service.port import require_free_port
 
 if TYPE_CHECKING:
     from service.core import Core
@@ -43,6 +44,15 @@ class LeanService(bentoml.Service[Any]):
     BentoML's configuration cannot leave out two of them: tracing, which costs something even where it traces
     nothing, and the timeout, a task and a timer that outlives its request.
     """
+
+    def inject_config(self) -> None:
+        """Complete BentoML's configuration; where a server is to start, see to its port at once.
+
+        BentoML's hook for checks, ``on_deployment``, comes too late: by then a second server on a port that is in
+        use has wiped the metrics of the first.
+        """
+        super().inject_config()
+        require_free_port()
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """Build the application that a worker serves."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -208,6 +209,35 @@ def wait_for(read: Any, rows: int) -> Any:
         time.sleep(0.02)
     assert len(found) == rows
     return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--port", "{port}"], {}),
+        (["service:front", "--port", "{port}"], {}),
+        ([], {"BENTOML_PORT": "{port}"}),
+        ([], {"BENTOML_CONFIG_OPTIONS": "services.credit_risk_classifier.http.port={port}"}),
+    ],
+)
+def test_a_port_in_use_is_told_in_one_line_and_its_server_goes_on_counting(
+    server: Server, arguments: list[str], environment: dict[str, str]
+) -> None:
+    server.call("/classify", EXAMPLE)
+    counted = {name: value for name, value in metrics_of(server).items() if "/classify" in name}
+    second = subprocess.run(
+        [sys.executable, "-m", "bentoml", "serve", *(text.format(port=server.port) for text in arguments)],
+        env={**os.environ, **{name: text.format(port=server.port) for name, text in environment.items()}},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert f"port {server.port} of 127.0.0.1: the service must be able to listen there" in line
+    assert "received: Address already in use; stop what has the port, or give another --port" in line
+    assert counted.items() <= metrics_of(server).items()
 
 
 @pytest.fixture

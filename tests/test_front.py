@@ -89,10 +89,34 @@ def test_promotions_under_load_lose_nothing_and_each_answer_is_whole(
         result = load.result()
     assert _lost(result) == 0
     assert {version for version, _ in _given(result)} == {promotion.tag for promotion in versions}
-    assert _given(result) <= {(promotion.tag, _probability(promotion, row)) for promotion in versions}
+    assert _given(result) <= {(promotion.tag, *_probabilities(promotion, [row])) for promotion in versions}
     for (since, tag), (until, _) in zip(switches, [*switches[1:], (float("inf"), "")], strict=True):
         within = [body for began, ended, _, body in result.answers if since <= began and ended < until]
         assert {json.loads(body)["model"] for body in within} == {tag}
+
+
+def test_an_answer_names_the_version_that_scored_it_though_another_is_promoted_meanwhile(
+    front: Server, versions: list[Promotion], applications: pd.DataFrame, schema: Schema
+) -> None:
+    promote(versions[0])
+    rows = rows_of(applications.head(2000), schema)  # in one request more than is scored in one call
+    scorer = _scorer(front)
+    with ThreadPoolExecutor(6) as pool:
+        scorer.send_signal(signal.SIGSTOP)
+        try:
+            singles = [pool.submit(front.call, "/classify", row) for row in rows[:5]]
+            batch = pool.submit(front.call, "/classify_batch", rows)
+            time.sleep(0.5)  # each has taken hold of a version, and waits for the scorer
+            promote(versions[1])
+            assert front.call("/model")[1]["loaded"]["tag"] == versions[1].tag
+        finally:
+            scorer.send_signal(signal.SIGCONT)
+        answers = [single.result()[1] for single in singles] + batch.result()[1]
+    said = {promotion.tag: _probabilities(promotion, rows) for promotion in versions}
+    for row, answer in zip([*range(5), *range(len(rows))], answers, strict=True):
+        assert answer["probability"] == said[answer["model"]][row]
+    assert len({answer["model"] for answer in answers[5:]}) == 1
+    assert front.call("/classify", rows[0])[1]["probability"] == said[versions[1].tag][0]
 
 
 def test_scorer_that_dies_under_load_costs_no_request(
@@ -195,9 +219,11 @@ def _given(result: LoadResult) -> set[tuple[str, float]]:
     return {(answer["model"], answer["probability"]) for answer in answers}
 
 
-def _probability(promotion: Promotion, row: dict[str, Any]) -> float:
+def _probabilities(promotion: Promotion, rows: list[dict[str, Any]]) -> list[float]:
     bundle = open_bundle(version_home(promotion.tag), promotion.digests)
-    return float(bundle.probabilities(RowEncoder(bundle.schema, bundle.vectorizer).transform([row]))[0])
+    matrix = RowEncoder(bundle.schema, bundle.vectorizer).transform(rows)
+    probabilities: list[float] = bundle.probabilities(matrix).tolist()
+    return probabilities
 
 
 def _scorer(server: Server) -> psutil.Process:

@@ -108,29 +108,9 @@ def run_load(
     keep
         Keep every answer with its times.
     """
-    return uvloop.run(
-        load(port, requests, host=host, connections=connections, seconds=seconds, count=count, keep=keep)
-    )
-
-
-async def load(
-    port: int,
-    requests: Sequence[bytes],
-    *,
-    host: str = "127.0.0.1",
-    connections: int = 16,
-    seconds: float | None = None,
-    count: int | None = None,
-    keep: bool = False,
-) -> LoadResult:
-    """Load a server from the running event loop: `run_load` without a loop of its own."""
     if seconds is None and count is None:
         raise ValueError("give seconds, count or both; otherwise the load has no end")
-    run = _Run(requests, seconds, count, keep)
-    began = monotonic()
-    await asyncio.gather(*(_keep_connected(host, port, run) for _ in range(connections)))
-    run.result.seconds = monotonic() - began
-    return run.result
+    return uvloop.run(_load(host, port, connections, _Run(requests, seconds, count, keep)))
 
 
 class _Run:
@@ -211,6 +191,13 @@ def _content_length(head: bytes) -> int:
         return 0
     start += len(_LENGTH)
     return int(head[start : head.index(b"\r\n", start)])
+
+
+async def _load(host: str, port: int, connections: int, run: _Run) -> LoadResult:
+    began = monotonic()
+    await asyncio.gather(*(_keep_connected(host, port, run) for _ in range(connections)))
+    run.result.seconds = monotonic() - began
+    return run.result
 
 
 async def _keep_connected(host: str, port: int, run: _Run) -> None:

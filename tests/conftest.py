@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import pandas as pd
 import pytest
 
+from benchmarks.servers import free_port
 from pipeline.ingest import ingest
 from pipeline.pointer import Promotion
 from pipeline.schema import Schema
@@ -95,13 +95,6 @@ class Project:
         finally:
             server.terminate()
             server.wait(30)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_live(url: str, server: subprocess.Popen[bytes], log: Path, path: str = "/livez") -> None:

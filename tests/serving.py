@@ -24,6 +24,7 @@ import xgboost as xgb
 import yaml
 from sklearn.feature_extraction import DictVectorizer
 
+from benchmarks.servers import free_port
 from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
 from pipeline.config import ServeSettings
 from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
@@ -226,13 +227,6 @@ def receive(connection: socket.socket) -> bytes:
         )
         if not chunk or (separator and len(body) >= length):
             return received
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _await(server: Server, path: str) -> None:

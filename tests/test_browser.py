@@ -13,7 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.conftest import Project, free_port, wait_until_live
+from benchmarks.servers import free_port
+from tests.conftest import Project, wait_until_live
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]

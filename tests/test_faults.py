@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import free_port
 from pipeline import pointer
 from pipeline.pointer import file_digests
-from tests.conftest import free_port, wait_until_live
+from tests.conftest import wait_until_live
 from tests.registry import BETTER, GOOD, THIRD, Machine
 
 BEFORE = ("after-lock", "after-stage", "after-verdict", "after-verify", "after-rename")

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from benchmarks.servers import free_port
 from pipeline.__main__ import main
 from pipeline.config import TrainSettings
 from pipeline.errors import TrackingError
@@ -29,7 +30,7 @@ from pipeline.schema import Schema
 from pipeline.tracking import TrialWriter, parent_run
 from pipeline.tune import finished_trials, open_study, search
 from pipeline.workers import InProcess
-from tests.conftest import PROJECT, Project, copy_project, free_port
+from tests.conftest import PROJECT, Project, copy_project
 
 FIGURES = {
     "roc", "precision_recall", "calibration", "scores", "gain_and_lift", "ks", "feature_importance",

@@ -41,3 +41,12 @@ def test_seeds_give_independent_splits(schema: Schema, applications: pd.DataFram
     one = is_test_row(applications, schema, 1, 0.5)
     two = is_test_row(applications, schema, 2, 0.5)
     assert np.mean(one == two) == pytest.approx(0.5, abs=0.04)
+
+
+def test_seeds_give_independent_splits_of_a_table_of_numbers_alone(
+    schema: Schema, applications: pd.DataFrame
+) -> None:
+    fields = {name: field for name, field in schema.fields.items() if field.is_numeric}
+    numbers = schema.model_copy(update={"fields": fields})
+    one, two = (is_test_row(applications, numbers, seed, 0.5) for seed in (1, 2))
+    assert np.mean(one == two) == pytest.approx(0.5, abs=0.04)

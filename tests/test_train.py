@@ -18,15 +18,18 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import xgboost as xgb
 import yaml
 
 from benchmarks.servers import free_port
 from pipeline.__main__ import main
 from pipeline.config import TrainSettings
 from pipeline.errors import TrackingError
+from pipeline.evaluate import metrics
 from pipeline.features import FrameEncoder, make_vectorizer
 from pipeline.folds import FoldSet, FoldSettings
 from pipeline.schema import Schema
+from pipeline.split import is_test_row
 from pipeline.tracking import TrialWriter, parent_run
 from pipeline.tune import finished_trials, open_study, search
 from pipeline.workers import InProcess
@@ -136,8 +139,24 @@ print(json.dumps({{
 
 def test_each_trial_is_a_child_run(project: Project, first: dict[str, Any]) -> None:
     assert runs(project, first["run_id"]) == [(f"trial {number:03d}", "FINISHED") for number in range(3)]
-    metrics = query(project.folder / "mlflow.db", "SELECT DISTINCT key FROM metrics WHERE key LIKE 'cv%'")
-    assert {"cv_log_loss", "cv_auc", "cv_brier", "cv_ks"} <= {key for (key,) in metrics}
+    scores = query(project.folder / "mlflow.db", "SELECT DISTINCT key FROM metrics WHERE key LIKE 'cv%'")
+    assert {"cv_log_loss", "cv_auc", "cv_brier", "cv_ks"} <= {key for (key,) in scores}
+    tags = query(
+        project.folder / "mlflow.db",
+        "SELECT t.key, t.value FROM tags t JOIN tags p USING (run_uuid) "
+        f"WHERE p.value = '{first['run_id']}' AND t.key IN ('trial', 'pruned', 'study') ORDER BY t.key, t.value",
+    )
+    assert tags == [("pruned", "false")] * 3 + [("study", "first")] * 3 + [("trial", str(n)) for n in range(3)]
+
+
+def test_what_is_reported_is_what_the_version_does_on_rows_it_was_not_trained_on(
+    project: Project, first: dict[str, Any], applications: pd.DataFrame, schema: Schema
+) -> None:
+    held_out = applications[is_test_row(applications, schema, seed=42, share=0.2)]
+    booster = xgb.Booster(model_file=bytearray(booster_bytes(project, first["version"])))
+    answers = booster.inplace_predict(FrameEncoder(schema, make_vectorizer(schema)).transform(held_out))
+    assert first["test"] == metrics(schema.labels(held_out), answers)
+    assert first["rounds"] == booster.num_boosted_rounds()
 
 
 def test_the_same_training_gives_the_same_bytes(project: Project, first: dict[str, Any]) -> None:
@@ -239,6 +258,22 @@ def test_a_training_that_fails_is_not_logged_as_finished(
         raise ZeroDivisionError
     assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
     assert mlflow.get_experiment(run.info.experiment_id).name == "tests"
+
+
+def test_a_training_ends_the_killed_runs_of_its_own_study_only(
+    tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    killed, beside = (
+        client.create_run(experiment, tags={"study": name}).info.run_id for name in ("mine", "other")
+    )
+    with parent_run("ignored", "mine") as run:
+        assert client.get_run(killed).info.status == "KILLED"
+        assert client.get_run(beside).info.status == "RUNNING"
+        assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    client.set_terminated(beside)
 
 
 # The trial writer against a real server, behind a door that the tests open and close.
@@ -382,9 +417,12 @@ def test_no_trial_is_written_twice_when_answers_are_lost(
 ) -> None:
     with parent_run("ignored", "lost") as run:
         writer = TrialWriter(run, "lost")
-        away.state = "losing answers"
+        writer.put(trials[0])
+        while children(run) != ALL_FOUR[:1]:
+            time.sleep(0.05)
+        away.state = "losing answers"  # the first that is lost says that a child was made
         away.lost.clear()
-        for trial in trials:
+        for trial in trials[1:]:
             writer.put(trial)
         assert away.lost.wait(60)
         away.state = "open"

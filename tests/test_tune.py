@@ -19,7 +19,7 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.features import FrameEncoder, make_vectorizer
 from pipeline.folds import FoldScore, FoldSet, FoldSettings
 from pipeline.schema import Schema
-from pipeline.tune import Best, finished_trials, open_study, search, study_inputs, study_name
+from pipeline.tune import Best, distributions, finished_trials, open_study, search, study_inputs, study_name
 from pipeline.workers import InProcess, Pool, open_pool
 from tests.conftest import PROJECT
 
@@ -101,6 +101,25 @@ def test_a_killed_study_finds_what_an_uninterrupted_one_finds(tmp_path: Path, fo
     assert [trial.value for trial in resumed] == [trial.value for trial in whole]
 
 
+def test_no_two_trials_draw_the_same_parameters_however_many_are_under_way(tmp_path: Path, folds: FoldSet) -> None:
+    class ThreeAtOnce(InProcess):
+        slots = 3
+
+    with opened(tmp_path) as study:
+        search(study, ThreeAtOnce(folds, 1), settings(tmp_path, trials=9), lambda trial: None)
+        drawn = {tuple(trial.params.values()) for trial in finished_trials(study)}
+    assert len(drawn) == 9
+
+
+def test_a_study_killed_in_its_first_trial_still_tries_the_one_in_the_settings(
+    tmp_path: Path, folds: FoldSet
+) -> None:
+    with opened(tmp_path) as study:
+        study.ask(distributions(settings(tmp_path)))  # and the process is gone
+    _, trials = run(tmp_path, folds, 2)
+    assert settings(tmp_path).first_trial in [trial.params for trial in trials]
+
+
 def test_a_study_started_with_other_inputs_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
@@ -118,8 +137,10 @@ def test_a_study_that_another_process_drives_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "same"), [
-    ({"trials": 7}, True), ({"workers": 1}, True), ({"seed": 1}, False), ({"folds": 3}, False),
-    ({"max_rounds": 5}, False), ({"study": "mine"}, False),
+    ({"trials": 7}, True), ({"workers": 1}, True), ({"experiment": "other"}, True),
+    ({"tracking_patience": 1}, True), ({"study": "mine"}, False), ({"pruning": True}, False),
+    ({"seed": 1}, False), ({"test_share": 0.3}, False), ({"folds": 3}, False), ({"max_rounds": 5}, False),
+    ({"early_stopping_rounds": 5}, False), ({"max_bin": 16}, False), ({"search_rows": 100}, False),
 ])  # fmt: skip
 def test_the_name_of_a_study_follows_what_changes_a_score(tmp_path: Path, changes: Any, same: bool) -> None:
     def name(**changes: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.features import FrameEncoder
 from pipeline.pointer import Promotion, file_digests
 from pipeline.schema import Schema, violations
-from pipeline.store import golden_rows, reference
+from pipeline.store import golden_rows, reference, stage
 from pipeline.versions import is_intact, prune
 from tests.registry import Machine
 
@@ -135,6 +136,22 @@ def test_a_model_that_no_longer_answers_as_it_did_is_refused(promoted_machine: M
     (folder / "custom_objects.pkl").write_bytes(cloudpickle.dumps(objects))
     with pytest.raises(StoreError, match="golden rows"):
         open_bundle(folder, file_digests(folder)).check_golden()
+
+
+def test_a_booster_that_a_full_disk_cut_is_refused_before_it_is_opened(
+    promoted_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = bentoml.xgboost.save_model
+
+    def save_and_cut(*arguments: Any, **options: Any) -> Any:
+        model = save(*arguments, **options)
+        # What a write without space leaves, without a word.
+        os.truncate(tmp_path / "models/credit_risk_model/v2/saved_model.ubj", 1000)
+        return model
+
+    monkeypatch.setattr(bentoml.xgboost, "save_model", save_and_cut)
+    with promoted_machine.entered(), pytest.raises(StoreError, match="not written whole; free space"):
+        stage("models:/credit_risk_model/2", "credit_risk_model:v2", tmp_path, {})
 
 
 def test_pruning_keeps_the_newest_and_the_protected_and_foreign_folders(

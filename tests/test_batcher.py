@@ -36,7 +36,7 @@ async def test_who_comes_while_others_still_come_joins_them() -> None:
         return await batcher.submit(3)
 
     late = asyncio.create_task(come_in_the_next_turn())
-    assert await asyncio.gather(batcher.submit(1), batcher.submit(2)) == [2, 4]
+    assert list(await asyncio.gather(batcher.submit(1), batcher.submit(2))) == [2, 4]
     assert await late == 6
     assert doubler.batches == [[1, 2, 3]]
 

@@ -8,6 +8,7 @@ python -m benchmarks.long_training /data/big --workers 2    # the fit on a Dask 
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psutil
+from distributed import Client
 
 from benchmarks.rounds import markdown
+from benchmarks.servers import dask_cluster
 from pipeline import stream
 from pipeline.config import CONF, ClusterSettings, TrainSettings
 from pipeline.evaluate import auc
@@ -37,7 +40,9 @@ def main() -> None:
     if options.workers is None:
         measure(settings, options.rounds, Watch([psutil.Process()]))
         return
-    with local_cluster(options.workers) as (address, processes):
+    with dask_cluster(options.workers) as address:
+        with Client(address) as client:
+            processes = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
         on_cluster = settings.model_copy(update={"cluster": ClusterSettings(address=address)})
         measure(on_cluster, options.rounds, Watch([psutil.Process(), *processes]))
 
@@ -93,32 +98,6 @@ class Watch:
         finally:
             done.set()
             thread.join()
-
-
-@contextmanager
-def local_cluster(workers: int) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A Dask cluster of processes with one thread each; yields its address and the processes."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        pids = client.run(_pid).values()
-        yield cluster.scheduler_address, [psutil.Process(pid) for pid in pids]
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 if __name__ == "__main__":

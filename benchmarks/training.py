@@ -1,6 +1,6 @@
 """What a tuning costs: the loop that everyone writes, the same without tracking, ours with one and two workers.
 
-    python -m benchmarks.training [--rounds 3] [--trials 40]
+    python -m benchmarks.training [--rounds 3] [--trials 40] [--more]
 
 Every way evaluates the same parameters on the same rows: 5 stratified folds, 200 boosting rounds, one thread a
 booster; the naive loop with XGBoost's own 256 bins, the others with ``max_bin`` of ``conf/train.yaml``. Each runs
@@ -19,11 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from benchmarks.servers import Service, dask_cluster, running
+from pipeline.config import ClusterSettings
 
 ROUNDS = 200
 FOLDS = 5
@@ -33,21 +37,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a tuning with and without this project.")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured")
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--more", action="store_true", help="an MLflow server and a Dask cluster instead")
+    parser.add_argument("--one", choices=[*WAYS, *MORE], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(WAYS[options.one](options.trials)))
-        return
-    results = measure(options.rounds, options.trials)
-    report(results, options.trials)
-    draw(results, options.trials)
+        print(json.dumps({**WAYS, **MORE}[options.one](options.trials)))
+    elif options.more:
+        report_more(measure(["floor", "one worker", *MORE], options.rounds, options.trials))
+    else:
+        results = measure(list(WAYS), options.rounds, options.trials)
+        report(results, options.trials)
+        draw(results, options.trials)
 
 
-def measure(rounds: int, trials: int) -> dict[str, list[dict[str, float]]]:
+def measure(ways: list[str], rounds: int, trials: int) -> dict[str, list[dict[str, float]]]:
     """Measure every way in turn, again and again, so that a busy minute hurts all of them."""
-    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
-        for way in WAYS:
+        for way in ways:
             command = [sys.executable, "-m", "benchmarks.training", "--one", way, "--trials", str(trials)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -75,6 +82,19 @@ def report(results: dict[str, list[dict[str, float]]], trials: int) -> None:
     }
     for target, met in targets.items():
         print(f"  {'ok    ' if met else 'MISSED'} {target}")
+
+
+def report_more(results: dict[str, list[dict[str, float]]]) -> None:
+    seconds = {way: median(result["seconds"] for result in found) for way, found in results.items()}
+    for way, value in seconds.items():
+        print(f"{way:26}{value:9.2f} s{value / seconds['floor']:9.2f} x floor")
+    rate = {way: median(result["rate"] for result in results[way]) for way in MORE}
+    one, two = rate["Dask, one process"], rate["Dask, two processes"]
+    print(f"  trials a second from the first to the last: one Dask process {one:.2f}, two {two:.2f}")
+    print(f"  {'ok    ' if two / one >= 1.8 else 'MISSED'} two Dask processes {two / one:.2f} x one (>= 1.8)")
+    for way in ("one worker", "one worker, server"):
+        ratio = seconds[way] / seconds["floor"]
+        print(f"  {'ok    ' if ratio <= 1.1 else 'MISSED'} {way}: {ratio:.2f} x floor (<= 1.1)")
 
 
 def draw(results: dict[str, list[dict[str, float]]], trials: int) -> None:
@@ -138,7 +158,8 @@ def naive(trials: int) -> dict[str, float]:
         for row in prepared.train.frame.replace({np.nan: None}).to_dict("records")
     ]
     sets = parameter_sets(settings, trials)
-    tracked()
+    with ExitStack() as stack:
+        tracked(stack, server=False)
     best = 0.0
     begin = time.perf_counter()
     with mlflow.start_run():
@@ -187,31 +208,53 @@ def floor(trials: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begin, "auc": best}
 
 
-def ours(workers: int) -> Callable[[int], dict[str, float]]:
-    """Measure the search of this project, as ``train`` runs it: Optuna in SQLite, every trial an MLflow run."""
+def ours(
+    workers: int | None, *, server: bool = False, processes: int | None = None
+) -> Callable[[int], dict[str, float]]:
+    """Measure the search of this project, as ``train`` runs it: Optuna in SQLite, every trial an MLflow run.
+
+    Parameters
+    ----------
+    workers
+        As of ``train --workers``.
+    server
+        Write to an MLflow server instead of straight into SQLite.
+    processes
+        Evaluate on a Dask cluster of so many processes, which runs already when the time begins.
+    """
 
     def search_all(trials: int) -> dict[str, float]:
+        with ExitStack() as stack:
+            address = stack.enter_context(dask_cluster(processes)) if processes else None
+            return search_on(ClusterSettings(address=address) if address else None, tracked(stack, server), trials)
+
+    def search_on(cluster: ClusterSettings | None, folder: str, trials: int) -> dict[str, float]:
         from pipeline import tune
         from pipeline.tracking import parent_run, trial_writer
         from pipeline.tune import evaluation_of, finished_trials, open_study, search
         from pipeline.workers import open_pool
 
         settings, prepared = rows()
-        folder = tracked()
         settings = settings.model_copy(update={"trials": trials, "storage": f"sqlite:///{folder}/optuna.db"})
         folds = fold_set(settings, prepared)
         tune.sampler = replaying_sampler(parameter_sets(settings, trials))
+        finished: list[float] = []
         with open_study(settings, "benchmark", {}) as study:
             begin = time.perf_counter()
             with (
                 parent_run("benchmark", "benchmark") as parent,
                 trial_writer(parent, "benchmark", [], 60) as writer,
-                open_pool(folds, workers, None) as pool,
+                open_pool(folds, workers, cluster) as pool,
             ):
-                search(study, pool, settings, writer.put)
+
+                def on_finished(trial: Any) -> None:
+                    finished.append(time.perf_counter())
+                    writer.put(trial)
+
+                search(study, pool, settings, on_finished)
             seconds = time.perf_counter() - begin
             best = max(evaluation_of(trial).means["auc"] for trial in finished_trials(study))
-        return {"seconds": seconds, "auc": best}
+        return {"seconds": seconds, "auc": best, "rate": (trials - 1) / (finished[-1] - finished[0])}
 
     return search_all
 
@@ -246,19 +289,32 @@ def fold_set(settings: Any, prepared: Any) -> Any:
     return FoldSet(prepared.train.matrix, prepared.train.labels, wanted)
 
 
-def tracked() -> str:
-    """Make an MLflow store, and have MLflow use it."""
+def tracked(stack: ExitStack, server: bool) -> str:
+    """Make an MLflow store, behind a server for as long as the stack is open or not, and have MLflow use it."""
     import mlflow
 
     folder = tempfile.mkdtemp(prefix="benchmark-")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
-    mlflow.create_experiment("benchmark", artifact_location=Path(folder, "artifacts").as_uri())
+    address = f"sqlite:///{folder}/mlflow.db"
+    if server:
+        command = ("mlflow", "server", "--port", "{port}", "--workers", "1", "--backend-store-uri", address,
+                   "--artifacts-destination", f"{folder}/artifacts")  # fmt: skip
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        service = Service("mlflow server", command, ready="/health", environment=environment)
+        address = stack.enter_context(running(service)).address
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    mlflow.set_tracking_uri(address)
+    mlflow.create_experiment("benchmark", artifact_location=None if server else f"file://{folder}/artifacts")
     mlflow.set_experiment("benchmark")
     return folder
 
 
 WAYS = {"naive": naive, "floor": floor, "one worker": ours(1), "two workers": ours(2)}
+MORE = {
+    "one worker, server": ours(1, server=True),
+    "Dask, one process": ours(None, processes=1),
+    "Dask, two processes": ours(None, processes=2),
+}
+"""Measured with ``--more``, beside the floor."""
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from benchmarks.servers import free_port
+from benchmarks.servers import dask_cluster, free_port
 from pipeline.ingest import ingest
 from pipeline.pointer import Promotion
 from pipeline.schema import Schema
@@ -183,29 +183,11 @@ def promoted_machine(first_promoted: Machine, tmp_path: Path) -> Machine:
 # A Dask cluster of two processes on this machine, for what runs on one.
 
 
-_CLUSTER = """
-import sys
-from distributed import LocalCluster
-with LocalCluster(
-    n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
-) as cluster:
-    print(cluster.scheduler_address, flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
-    """Address of a scheduler with two workers of one thread each, started elsewhere, as a user does.
-
-    In this process it would import the code that it is sent, in the place of the code under test.
-    """
-    command = [sys.executable, "-c", _CLUSTER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.stdin.close()
+    """Address of a scheduler with two workers of one thread each."""
+    with dask_cluster(2) as address:
+        yield address
 
 
 # Serving: a store filled in milliseconds, and running servers that many tests share.

@@ -84,13 +84,16 @@ def test_promotions_under_load_lose_nothing_and_each_answer_is_whole(
         switches = []
         for promotion in (versions[1], versions[0], versions[1], versions[0]):
             time.sleep(0.7)
+            begins = time.monotonic()
             promote(promotion)
-            switches.append((time.monotonic(), promotion.tag))
+            switches.append((begins, time.monotonic(), promotion.tag))
         result = load.result()
     assert _lost(result) == 0
     assert {version for version, _ in _given(result)} == {promotion.tag for promotion in versions}
     assert _given(result) <= {(promotion.tag, *_probabilities(promotion, [row])) for promotion in versions}
-    for (since, tag), (until, _) in zip(switches, [*switches[1:], (float("inf"), "")], strict=True):
+    # While a promotion is under way, both versions are right.
+    ends = [begins for begins, *_ in switches[1:]] + [float("inf")]
+    for (_, since, tag), until in zip(switches, ends, strict=True):
         within = [body for began, ended, _, body in result.answers if since <= began and ended < until]
         assert {json.loads(body)["model"] for body in within} == {tag}
 

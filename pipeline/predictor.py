@@ -29,7 +29,7 @@ _FLOAT_BYTES = 4
 
 
 class Predictor:
-    """A booster that scores few rows at a time, in one thread after another.
+    """A booster that scores few rows at a time, from any thread.
 
     Gives what `Booster.inplace_predict` gives, bit for bit.
 
@@ -47,10 +47,6 @@ class Predictor:
         self._predict = library.XGBoosterPredictFromDense
         self._last_error = library.XGBGetLastError
         self._last_error.restype = ctypes.c_char_p
-        # Filled by each call: shape of the result, its length, and the result.
-        self._shape, self._dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
-        self._result = ctypes.POINTER(ctypes.c_float)()
-        self._outputs = tuple(map(ctypes.byref, (self._shape, self._dimensions, self._result)))
 
     def __call__(self, matrix: Matrix) -> Matrix:
         """Score encoded rows: shape (n, k), float32, C-contiguous → shape (n,), float32.
@@ -67,6 +63,9 @@ class Predictor:
             rows,
             columns,
         )
-        if self._predict(self._handle, array, self._arguments, None, *self._outputs):
+        # Of this call alone: XGBoost keeps a result for each thread, and threads may take turns before it is read.
+        shape, dimensions, result = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_void_p()
+        outputs = map(ctypes.byref, (shape, dimensions, result))
+        if self._predict(self._handle, array, self._arguments, None, *outputs):
             raise ValueError(self._last_error().decode(errors="replace").splitlines()[0])
-        return np.frombuffer(ctypes.string_at(self._result, _FLOAT_BYTES * rows), dtype=np.float32)
+        return np.frombuffer(ctypes.string_at(result, _FLOAT_BYTES * rows), dtype=np.float32)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import xgboost as xgb
@@ -40,6 +43,23 @@ def test_an_earlier_result_outlives_the_next_call(booster: xgb.Booster) -> None:
     kept = predict(first)
     predict(second)
     assert kept.tobytes() == booster.inplace_predict(first).tobytes()
+
+
+def test_threads_do_not_take_each_others_results(booster: xgb.Booster) -> None:
+    predict = Predictor(booster)
+    matrices = [with_missing(32) for _ in range(2)]
+
+    def wrong(matrix: Matrix) -> int:
+        expected = booster.inplace_predict(matrix).tobytes()
+        return sum(predict(matrix).tobytes() != expected for _ in range(3000))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(wrong, matrices)) == [0, 0]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("matrix", [np.asfortranarray(with_missing(16)), with_missing(32)[::2], np.zeros((3, 5))])

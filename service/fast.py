@@ -137,7 +137,8 @@ class FastPath:
         if answer is None:
             await self._app(scope, receive, send)
             return
-        if random() < self._parting:  # noqa: S311 - it decides nothing that anybody could gain by
+        # It decides nothing that anybody could gain by: any random number will do.
+        if random() < self._parting and CLOSE not in answer.headers:  # noqa: S311
             answer.headers += (CLOSE,)
         await _send(send, answer, request.request_id)
         path = scope["path"]

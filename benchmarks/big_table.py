@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import CONF
-from pipeline.ingest import ingest
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.settings import CONF
+from pipeline.tables.labelled import ingest
 
 MONEY = ("expenses", "income", "assets", "debt", "amount", "price")
 

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import conf_folder
-from pipeline.schema import Field, Schema
+from pipeline.core.contract.schema import Field, Schema
+from pipeline.core.settings import conf_folder
 
 JSON = {"Content-Type": "application/json"}
 

@@ -23,11 +23,11 @@ from typing import Any
 import cloudpickle
 import xgboost as xgb
 
-from pipeline.bundle import open_bundle
-from pipeline.errors import StoreError
-from pipeline.ingest import ingest
-from pipeline.pointer import file_digests
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import StoreError
+from pipeline.core.model.bundle import open_bundle
+from pipeline.core.promoted import file_digests
+from pipeline.tables.labelled import ingest
 from tests.registry import (
     BETTER,
     GOOD,
@@ -129,7 +129,7 @@ def rollbacks(machine: Machine, count: int) -> Iterator[str]:
         "  of it: imports to open a stored model": [
             sys.executable,
             "-c",
-            "import pipeline.promote, pipeline.bundle",
+            "import pipeline.promotion.commands, pipeline.core.model.bundle",
         ],
         "  in a second process meanwhile: import mlflow": [sys.executable, "-c", "import mlflow"],
     }

@@ -21,7 +21,7 @@ from typing import Any
 
 from locust import FastHttpUser, constant, task
 
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
 
 PROJECT = Path(__file__).resolve().parent.parent
 BATCH_ROWS = 100

@@ -20,12 +20,12 @@ from distributed import Client
 
 from benchmarks.rounds import markdown
 from benchmarks.servers import dask_cluster
-from pipeline import stream
-from pipeline.config import CONF, ClusterSettings, TrainSettings
-from pipeline.evaluate import auc
-from pipeline.features import make_vectorizer
-from pipeline.schema import Schema
-from pipeline.train import xgboost_parameters
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import make_vectorizer
+from pipeline.core.settings import CONF, ClusterSettings, TrainSettings
+from pipeline.evaluation.metrics import auc
+from pipeline.training import streaming as stream
+from pipeline.training.command import xgboost_parameters
 
 ResultT = TypeVar("ResultT")
 

@@ -14,13 +14,13 @@ import numpy as np
 import xgboost as xgb
 from sklearn.model_selection import RepeatedStratifiedKFold
 
-from pipeline.config import TrainSettings
-from pipeline.evaluate import metrics
-from pipeline.features import FrameEncoder, make_vectorizer
-from pipeline.folds import FoldSet, FoldSettings, quantised
-from pipeline.ingest import ingest
-from pipeline.schema import Schema
-from pipeline.train import xgboost_parameters
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.settings import TrainSettings
+from pipeline.evaluation.metrics import metrics
+from pipeline.tables.labelled import ingest
+from pipeline.training.command import xgboost_parameters
+from pipeline.training.folds import FoldSet, FoldSettings, quantised
 
 LIMITS = {"auc": (0.850, 1), "brier": (0.136, -1), "log_loss": (0.420, -1), "ks": (0.56, 1)}
 """Metric → limit, and 1 where more is better."""

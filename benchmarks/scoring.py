@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 import xgboost as xgb
 
 from benchmarks.big_table import write_table
-from pipeline.config import CONF, ScoreSettings, TrainSettings, available_cores
-from pipeline.features import FrameEncoder, feature_dict, make_vectorizer
-from pipeline.model import Parts, read_parts, write_parts
-from pipeline.schema import Schema
-from pipeline.score import Files, Model, score_file
-from pipeline.tables import open_source
-from pipeline.train import fit, prepare, xgboost_parameters
-from pipeline.tune import Best
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
+from pipeline.core.settings import CONF, ScoreSettings, TrainSettings, available_cores
+from pipeline.registry.logged_model import Parts, read_parts, write_parts
+from pipeline.scoring.score import Files, Model, score_file
+from pipeline.tables.files import open_source
+from pipeline.training.command import fit, prepare, xgboost_parameters
+from pipeline.training.search import Best
 
 NAIVE_ROWS = 50_000
 """The naive ways are measured on so many rows and scaled up: they take the same time for each row."""

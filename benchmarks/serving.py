@@ -30,9 +30,9 @@ from benchmarks.peers import EMPTY_LEAN, FASTAPI, MLFLOW, TUTORIAL, peers
 from benchmarks.rounds import CONNECTIONS, Figures, Rounds, ask, markdown, single
 from benchmarks.scratch import Scratch
 from benchmarks.servers import PROJECT, Server, Service, running
-from pipeline.bundle import TOLERANCE
-from pipeline.ingest import ingest
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.bundle import TOLERANCE
+from pipeline.tables.labelled import ingest
 
 OURS = "this service"
 AIMS = {TUTORIAL: 10.0, FASTAPI: 5.0, MLFLOW: 15.0, EMPTY_LEAN: 1.5}

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.servers import Service, dask_cluster, running
-from pipeline.config import ClusterSettings
+from pipeline.core.settings import ClusterSettings
 
 ROUNDS = 200
 FOLDS = 5
@@ -117,9 +117,9 @@ def draw(results: dict[str, list[dict[str, float]]], trials: int) -> None:
 
 def rows() -> tuple[Any, Any]:
     """The contract and the training side of the shipped data."""
-    from pipeline.config import TrainSettings
-    from pipeline.schema import Schema
-    from pipeline.train import prepare
+    from pipeline.core.contract.schema import Schema
+    from pipeline.core.settings import TrainSettings
+    from pipeline.training.command import prepare
 
     settings = TrainSettings.load("conf/train.yaml")
     return settings, prepare(settings, Schema.load(settings.contract))
@@ -150,7 +150,7 @@ def naive(trials: int) -> dict[str, float]:
     from sklearn.pipeline import Pipeline
     from xgboost import XGBClassifier
 
-    from pipeline.features import feature_dict
+    from pipeline.core.model.features import feature_dict
 
     settings, prepared = rows()
     applications = [
@@ -191,7 +191,7 @@ def floor(trials: int) -> dict[str, float]:
     """No tracking: rows encoded and binned once, one thread, an Optuna study in memory, no MLflow."""
     import optuna
 
-    from pipeline.tune import distributions
+    from pipeline.training.search import distributions
 
     settings, prepared = rows()
     folds = fold_set(settings, prepared)
@@ -229,10 +229,10 @@ def ours(
             return search_on(ClusterSettings(address=address) if address else None, tracked(stack, server), trials)
 
     def search_on(cluster: ClusterSettings | None, folder: str, trials: int) -> dict[str, float]:
-        from pipeline import tune
-        from pipeline.tracking import parent_run, trial_writer
-        from pipeline.tune import evaluation_of, finished_trials, open_study, search
-        from pipeline.workers import open_pool
+        from pipeline.training import search as tune
+        from pipeline.training.search import evaluation_of, finished_trials, open_study, search
+        from pipeline.training.tracking import parent_run, trial_writer
+        from pipeline.training.workers import open_pool
 
         settings, prepared = rows()
         settings = settings.model_copy(update={"trials": trials, "storage": f"sqlite:///{folder}/optuna.db"})
@@ -279,8 +279,8 @@ def replaying_sampler(sets: list[dict[str, Any]]) -> Any:
 
 
 def fold_set(settings: Any, prepared: Any) -> Any:
-    from pipeline.folds import FoldSet, FoldSettings
-    from pipeline.train import xgboost_parameters
+    from pipeline.training.command import xgboost_parameters
+    from pipeline.training.folds import FoldSet, FoldSettings
 
     # Without early stopping and constraints, which the naive loop has not: as much work for everybody.
     fixed = xgboost_parameters(settings, prepared.schema, prepared.vectorizer)

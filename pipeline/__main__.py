@@ -12,7 +12,7 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.report import Report
 
 DEFAULT = "default"
@@ -49,18 +49,36 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline", description="Credit risk from tuning to served decisions."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _train(_command(commands, "train", "pipeline.train:run", "tune, train, evaluate and register a candidate"))
-    _promote(_command(commands, "promote", "pipeline.promote:promote", "judge a candidate and make it answer"))
+    _train(
+        _command(
+            commands, "train", "pipeline.training.command:run", "tune, train, evaluate and register a candidate"
+        )
+    )
+    _promote(
+        _command(
+            commands, "promote", "pipeline.promotion.commands:promote", "judge a candidate and make it answer"
+        )
+    )
     _rollback(
-        _command(commands, "rollback", "pipeline.promote:rollback", "go back to an earlier promoted version")
+        _command(
+            commands, "rollback", "pipeline.promotion.commands:rollback", "go back to an earlier promoted version"
+        )
     )
-    _command(commands, "status", "pipeline.promote:status", "show what is promoted, and the history")
-    _sync(_command(commands, "sync", "pipeline.promote:sync", "make this machine follow MLflow's champion"))
-    _score(_command(commands, "score", "pipeline.score:run", "decide on every row of a table"))
+    _command(commands, "status", "pipeline.promotion.commands:status", "show what is promoted, and the history")
+    _sync(
+        _command(
+            commands, "sync", "pipeline.promotion.commands:sync", "make this machine follow MLflow's champion"
+        )
+    )
+    _score(_command(commands, "score", "pipeline.scoring.score:run", "decide on every row of a table"))
     _package(
-        _command(commands, "package", "pipeline.package:run", "build a Bento that serves the promoted version")
+        _command(
+            commands, "package", "pipeline.packaging.bento:run", "build a Bento that serves the promoted version"
+        )
     )
-    _decisions(_command(commands, "decisions", "pipeline.decisions:run", "read the service's decision log"))
+    _decisions(
+        _command(commands, "decisions", "pipeline.monitoring.log_reader:run", "read the service's decision log")
+    )
     return parser
 
 

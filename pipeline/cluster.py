@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ClusterError
+from pipeline.core.errors import ClusterError
 
 
 @contextmanager
@@ -61,6 +61,6 @@ def _zipped_package(folder: Path) -> str:
     package = Path(__file__).parent
     archive = folder / "pipeline.zip"
     with zipfile.ZipFile(archive, "w") as target:
-        for source in sorted(package.glob("*.py")):
-            target.write(source, f"{package.name}/{source.name}")
+        for source in sorted(package.rglob("*.py")):
+            target.write(source, source.relative_to(package.parent))
     return str(archive)

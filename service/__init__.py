@@ -5,6 +5,6 @@
 """
 
 from service.app import svc
-from service.scaled import front
+from service.split.services import front
 
 __all__ = ["front", "svc"]

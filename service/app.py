@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from pipeline.config import ServeSettings, available_cores, conf_folder
-from service.edges import LOOPBACK, configured_keys
-from service.port import require_free_port
+from pipeline.core.settings import ServeSettings, available_cores, conf_folder
+from service.http.edges import LOOPBACK, configured_keys
+from service.http.port import require_free_port
 
 if TYPE_CHECKING:
-    from service.core import Core
-    from service.fast import FastPath
+    from service.answering.core import Core
+    from service.http.middleware import FastPath
 
 SETTINGS = ServeSettings.load(conf_folder() / "serve.yaml")
 
@@ -73,7 +73,7 @@ class LeanService(bentoml.Service[Any]):
 class CreditRiskClassifier:
     """Decide on applications for credit with the promoted version.
 
-    Over HTTP the middleware in front answers (`service.fast`); these methods are the same core for BentoML's
+    Over HTTP the middleware in front answers (`service.http.middleware`); these methods are the same core for BentoML's
     in-process callers.
     """
 
@@ -84,7 +84,7 @@ class CreditRiskClassifier:
     @staticmethod
     def make_core() -> Core:
         """Give this process's core; what it imports is heavy."""
-        from service.core import core
+        from service.answering.core import core
 
         return core()
 
@@ -127,7 +127,7 @@ def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | No
 
     def fast_path(app: Any) -> FastPath:
         """Build the middleware when a worker builds its application, with what it imports."""
-        from service.fast import FastPath
+        from service.http.middleware import FastPath
 
         core, keys = inner.make_core(), configured_keys()
         return FastPath(app, core, keys, lambda: service.openapi_spec.asdict(), alone=alone)
@@ -137,8 +137,8 @@ def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | No
 
 
 async def _answered(decide: Any, body: Any) -> Any:
-    from service.edges import RequestIds
-    from service.refusal import Refusal
+    from service.answering.refusal import Refusal
+    from service.http.edges import RequestIds
 
     try:
         return json.loads(await decide(json.dumps(body).encode(), RequestIds().choose({})))

@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 
 from benchmarks.servers import dask_cluster, free_port
-from pipeline.ingest import ingest
-from pipeline.pointer import Promotion
-from pipeline.schema import Schema
-from service.core import Core
+from pipeline.core.contract.schema import Schema
+from pipeline.core.promoted import Promotion
+from pipeline.tables.labelled import ingest
+from service.answering.core import Core
 from tests import serving
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ import xgboost as xgb
 from mlflow import MlflowClient
 
 from pipeline.__main__ import main
-from pipeline.config import MODEL_NAME
-from pipeline.failpoint import VARIABLE
-from pipeline.features import FrameEncoder, make_vectorizer, monotone_constraints
-from pipeline.model import CANDIDATE, DATA, SEED, TEST_SHARE, log_model
-from pipeline.pointer import Promotion
-from pipeline.schema import Schema
-from pipeline.split import is_test_row
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import FrameEncoder, make_vectorizer, monotone_constraints
+from pipeline.core.promoted import Promotion
+from pipeline.core.settings import MODEL_NAME
+from pipeline.promotion.failpoint import VARIABLE
+from pipeline.registry.logged_model import CANDIDATE, DATA, SEED, TEST_SHARE, log_model
+from pipeline.tables.holdout import is_test_row
 
 TABLE = Path(__file__).parent.parent / "data/credit_risk.csv"
 SHARE = 0.2
@@ -216,9 +216,9 @@ _PRELOADED = [
     "mlflow.pyfunc",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
-    "pipeline.evidence",
-    "pipeline.promote",
-    "pipeline.store",
+    "pipeline.promotion.evidence",
+    "pipeline.promotion.commands",
+    "pipeline.promotion.staging",
     "tests.registry",
 ]
 

@@ -25,12 +25,12 @@ import yaml
 from sklearn.feature_extraction import DictVectorizer
 
 from benchmarks.servers import free_port
-from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
-from pipeline.config import ServeSettings
-from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
-from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
-from pipeline.schema import Schema
-from service.core import Core
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
+from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectorizer
+from pipeline.core.promoted import Promotion, file_digests, version_home, write_pointer
+from pipeline.core.settings import ServeSettings
+from service.answering.core import Core
 
 PROJECT = Path(__file__).parent.parent
 TAG = "credit_risk_model:v{}"

@@ -15,10 +15,10 @@ import pytest
 from scipy.special import expit
 
 from benchmarks.load import LoadResult, request, run_load
-from pipeline.decisions import read_decisions
-from pipeline.errors import DataError
-from pipeline.schema import Schema
-from service.core import Core
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import DataError
+from pipeline.monitoring.log_reader import read_decisions
+from service.answering.core import Core
 from tests.serving import PROJECT, Server, Store, changed_conf, receive, serving
 
 EXAMPLE = Schema.load(PROJECT / "conf/schema.yaml").example()

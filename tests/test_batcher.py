@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batcher import MicroBatcher
+from service.answering.batcher import MicroBatcher
 
 pytestmark = pytest.mark.anyio
 

@@ -11,10 +11,10 @@ from benchmarks.endurance import Switch, stale_answers
 from benchmarks.load import LoadResult
 from benchmarks.peers.by_hand import features, status
 from benchmarks.rounds import failed_requests
-from pipeline.config import ServeSettings
-from pipeline.decision import decide
-from pipeline.features import feature_dict
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import feature_dict
+from pipeline.core.policy import decide
+from pipeline.core.settings import ServeSettings
 from tests.conftest import PROJECT
 
 SWITCHES = [Switch("rollback", "m:v1", began=10.0, ended=12.0), Switch("promote", "m:v2", began=20.0, ended=22.0)]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.servers import free_port
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
 from tests.conftest import Project, copy_project, wait_until_live
 from tests.serving import promote, put_in_store, quick_booster, rows_of
 

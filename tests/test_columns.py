@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.columns import as_numbers, is_empty, names, pick, positions
-from pipeline.features import FrameEncoder, make_vectorizer
-from pipeline.schema import Field, Schema, violations
+from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, positions
+from pipeline.core.contract.schema import Field, Schema, violations
+from pipeline.core.model.features import FrameEncoder, make_vectorizer
 from tests.conftest import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import PromoteSettings, ServeSettings, Settings, TrainSettings
-from pipeline.errors import ConfigError
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import ConfigError
+from pipeline.core.settings import PromoteSettings, ServeSettings, Settings, TrainSettings
 from tests.conftest import PROJECT
 
 SHIPPED = [

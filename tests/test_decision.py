@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from pipeline.config import Thresholds
-from pipeline.decision import STATUSES, decide, decide_many
-from pipeline.schema import Schema
-from service.core import Core
-from service.decision import Explainer
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.explainer import Explainer
+from pipeline.core.policy import STATUSES, decide, decide_many
+from pipeline.core.settings import Thresholds
+from service.answering.core import Core
 
 THRESHOLDS = Thresholds(maybe_above=0.3, declined_above=0.5)
 

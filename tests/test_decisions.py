@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.decisions import read_decisions
-from pipeline.errors import DataError
+from pipeline.core.errors import DataError
+from pipeline.monitoring.log_reader import read_decisions
 from tests.test_journal import APPLICATION, Log, decided
 
 V2 = (

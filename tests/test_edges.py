@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks.load import request, run_load
-from pipeline.pointer import Promotion
-from pipeline.schema import Schema
-from service.edges import KEYS_VARIABLE, Door, RequestIds
-from service.refusal import Refusal
+from pipeline.core.contract.schema import Schema
+from pipeline.core.promoted import Promotion
+from service.answering.refusal import Refusal
+from service.http.edges import KEYS_VARIABLE, Door, RequestIds
 from tests.serving import Server, Store, changed_conf, receive, serving
 
 SCHEMA = Schema.load(Path(__file__).parent.parent / "conf/schema.yaml")

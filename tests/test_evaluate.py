@@ -9,9 +9,9 @@ from scipy.stats import ks_2samp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from pipeline.config import Thresholds
-from pipeline.evaluate import bands, calibration, metrics
-from pipeline.figures import booster_figures, performance_figures, study_figures
+from pipeline.core.settings import Thresholds
+from pipeline.evaluation.figures import booster_figures, performance_figures, study_figures
+from pipeline.evaluation.metrics import bands, calibration, metrics
 
 THRESHOLDS = Thresholds(maybe_above=0.3, declined_above=0.5)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import champion
-from pipeline.evidence import gather
-from pipeline.features import FrameEncoder
-from pipeline.model import SEED, TEST_SHARE, load_parts
-from pipeline.pointer import file_digests, write_pointer
-from pipeline.schema import Schema
-from pipeline.split import is_test_row
-from pipeline.store import Stored, reopen
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.features import FrameEncoder
+from pipeline.core.promoted import file_digests, write_pointer
+from pipeline.promotion.evidence import gather
+from pipeline.promotion.staging import Stored, reopen
+from pipeline.registry import client as champion
+from pipeline.registry.logged_model import SEED, TEST_SHARE, load_parts
+from pipeline.tables.holdout import is_test_row
 from tests.registry import BETTER, GOOD, Machine
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import free_port
-from pipeline import pointer
-from pipeline.pointer import file_digests
+from pipeline.core import promoted as pointer
+from pipeline.core.promoted import file_digests
 from tests.conftest import wait_until_live
 from tests.registry import BETTER, GOOD, THIRD, Machine
 

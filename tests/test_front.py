@@ -16,16 +16,16 @@ import psutil
 import pytest
 
 from benchmarks.load import LoadResult, request, run_load
-from pipeline.bundle import open_bundle
-from pipeline.config import ServeSettings
-from pipeline.errors import StoreError
-from pipeline.features import RowEncoder
-from pipeline.pointer import Promotion, version_home
-from pipeline.schema import Schema
-from service.batcher import GatheringBatcher
-from service.core import Core
-from service.refusal import Refusal
-from service.remote import Versions, version_name
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import StoreError
+from pipeline.core.model.bundle import open_bundle
+from pipeline.core.model.features import RowEncoder
+from pipeline.core.promoted import Promotion, version_home
+from pipeline.core.settings import ServeSettings
+from service.answering.batcher import GatheringBatcher
+from service.answering.core import Core
+from service.answering.refusal import Refusal
+from service.split.remote import Versions, version_name
 from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
 
 BROKEN: list[dict[str, Any]] = [

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import PromoteSettings, Thresholds
-from pipeline.evaluate import auc
-from pipeline.gate import Evidence, Verdict, _weighted_auc, judge, schema_changes, worse_by
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.settings import PromoteSettings, Thresholds
+from pipeline.evaluation.metrics import auc
+from pipeline.promotion.gate import Evidence, Verdict, _weighted_auc, judge, schema_changes, worse_by
 
 PROJECT = Path(__file__).parent.parent
 SHIPPED = PromoteSettings.load(PROJECT / "conf/promote.yaml")

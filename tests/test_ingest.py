@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.ingest import ingest
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import DataError
+from pipeline.tables.labelled import ingest
 from tests.conftest import DATA
 
 

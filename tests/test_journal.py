@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DecisionLogSettings
-from service.journal import Decided, Journal
+from pipeline.core.settings import DecisionLogSettings
+from service.records.log_writer import Decided, Journal
 
 APPLICATION = {"age": 30, "home": "owner", "income": None}
 

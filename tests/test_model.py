@@ -13,10 +13,10 @@ import pytest
 import xgboost as xgb
 from fastapi.testclient import TestClient
 
-from pipeline.errors import TrackingError
-from pipeline.features import FrameEncoder, make_vectorizer
-from pipeline.model import load_parts, log_model, pinned
-from pipeline.schema import Schema
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import TrackingError
+from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.registry.logged_model import load_parts, log_model, pinned
 from tests.conftest import DATA
 
 NAME = "models:/credit_risk_model/1"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction import DictVectorizer
 
-from pipeline.features import FrameEncoder, Matrix, RowEncoder, feature_dict, make_vectorizer
-from pipeline.schema import Field, Schema
+from pipeline.core.contract.schema import Field, Schema
+from pipeline.core.model.features import FrameEncoder, Matrix, RowEncoder, feature_dict, make_vectorizer
 from tests.conftest import DATA, PROJECT, Project
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
@@ -112,8 +112,8 @@ def test_mlflow_bentoml_and_http_agree_on_every_row(promoted: Project, served: s
     """The version in MLflow, the one in the BentoML store and the one that answers give the same probabilities."""
     code = """
 import sys, numpy as np, pandas as pd, mlflow, bentoml, xgboost
-from pipeline.features import FrameEncoder
-from pipeline.schema import load_schema
+from pipeline.core.model.features import FrameEncoder
+from pipeline.core.contract.schema import load_schema
 rows = pd.read_csv("data/credit_risk.csv")
 tracked = mlflow.pyfunc.load_model("models:/credit_risk_model@champion").predict(rows)
 stored = bentoml.xgboost.get("credit_risk_model:v1")

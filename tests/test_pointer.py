@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import pointer
-from pipeline.errors import PromotionRefused, StoreError
-from pipeline.pointer import Promotion
+from pipeline.core import promoted as pointer
+from pipeline.core.errors import PromotionRefused, StoreError
+from pipeline.core.promoted import Promotion
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -6,7 +6,7 @@ import bentoml
 import click
 import pytest
 
-from service.port import require_free_port
+from service.http.port import require_free_port
 
 
 def serve(host: str, port: int, command: str = "serve") -> None:

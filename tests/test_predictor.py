@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline.features import Matrix
-from pipeline.predictor import Predictor
+from pipeline.core.model.features import Matrix
+from pipeline.core.model.predictor import Predictor
 
 RNG = np.random.default_rng(7)
 COLUMNS = 5

@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import load_dict
 
-from pipeline.config import MODEL_NAME
-from pipeline.pointer import Promotion, file_digests
+from pipeline.core.promoted import Promotion, file_digests
+from pipeline.core.settings import MODEL_NAME
 from tests.conftest import PROJECT
 from tests.registry import BETTER, GOOD, NARROWER, SHUFFLED, SWAPPED, THIRD, Command, Machine
 

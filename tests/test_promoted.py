@@ -10,11 +10,11 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from pipeline.bundle import BOOSTER_FILE, OBJECTS_FILE
-from pipeline.pointer import file_digests, pointer_path, version_home, write_pointer
-from pipeline.schema import Schema
-from service.core import Core
-from service.refusal import Refusal
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.bundle import BOOSTER_FILE, OBJECTS_FILE
+from pipeline.core.promoted import file_digests, pointer_path, version_home, write_pointer
+from service.answering.core import Core
+from service.answering.refusal import Refusal
 from tests.serving import Store, make_core
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import DataError
-from pipeline.schema import Schema, check_columns, load_schema, violations
+from pipeline.core.contract.schema import Schema, check_columns, load_schema, violations
+from pipeline.core.errors import DataError
 
 
 def validate(schema: Schema, **changes: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ import xgboost as xgb
 import yaml
 
 from pipeline.__main__ import main
-from pipeline.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
-from pipeline.config import ScoreSettings
-from pipeline.features import FrameEncoder, feature_dict, make_vectorizer
-from pipeline.pointer import Promotion, file_digests, version_home, write_pointer
-from pipeline.schema import Schema
-from pipeline.score import Model, Scorer, score_table
-from pipeline.tables import Batch
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
+from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
+from pipeline.core.promoted import Promotion, file_digests, version_home, write_pointer
+from pipeline.core.settings import ScoreSettings
+from pipeline.scoring.score import Model, Scorer, score_table
+from pipeline.tables.files import Batch
 from tests.conftest import DATA, PROJECT
 
 TAG = "credit_risk_model:v7"

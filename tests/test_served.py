@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.features import FrameEncoder, RowEncoder, make_vectorizer
-from pipeline.schema import Schema, valid_columns
-from service.core import Core
-from service.refusal import MOST_DETAILS, Refusal
-from service.served import ServedModel
+from pipeline.core.contract.schema import Schema, valid_columns
+from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectorizer
+from service.answering.core import Core
+from service.answering.refusal import MOST_DETAILS, Refusal
+from service.answering.served_model import ServedModel
 from tests.conftest import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.schema import Schema
-from pipeline.split import is_test_row
+from pipeline.core.contract.schema import Schema
+from pipeline.tables.holdout import is_test_row
 
 SHARE = 0.2
 

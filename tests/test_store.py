@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.bundle import open_bundle
-from pipeline.errors import StoreError
-from pipeline.features import FrameEncoder
-from pipeline.pointer import Promotion, file_digests
-from pipeline.schema import Schema, violations
-from pipeline.store import golden_rows, reference, stage
-from pipeline.versions import is_intact, prune
+from pipeline.core.contract.schema import Schema, violations
+from pipeline.core.errors import StoreError
+from pipeline.core.model.bundle import open_bundle
+from pipeline.core.model.features import FrameEncoder
+from pipeline.core.promoted import Promotion, file_digests
+from pipeline.promotion.staging import golden_rows, reference, stage
+from pipeline.promotion.store_folders import is_intact, prune
 from tests.registry import Machine
 
 FILES = ("saved_model.ubj", "custom_objects.pkl", "model.yaml")

@@ -12,18 +12,18 @@ import xgboost as xgb
 import yaml
 
 from benchmarks.big_table import write_table
-from pipeline import stream
 from pipeline.__main__ import main
-from pipeline.config import MODEL_NAME, ClusterSettings, TrainSettings
-from pipeline.errors import DataError
-from pipeline.evaluate import auc
-from pipeline.features import FrameEncoder, Matrix
-from pipeline.folds import quantised
-from pipeline.ingest import ingest
-from pipeline.model import load_parts
-from pipeline.schema import Schema
-from pipeline.split import is_test_row
-from pipeline.train import Prepared, prepare, xgboost_parameters
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import DataError
+from pipeline.core.model.features import FrameEncoder, Matrix
+from pipeline.core.settings import MODEL_NAME, ClusterSettings, TrainSettings
+from pipeline.evaluation.metrics import auc
+from pipeline.registry.logged_model import load_parts
+from pipeline.tables.holdout import is_test_row
+from pipeline.tables.labelled import ingest
+from pipeline.training import streaming as stream
+from pipeline.training.command import Prepared, prepare, xgboost_parameters
+from pipeline.training.folds import quantised
 from tests.conftest import DATA, PROJECT
 
 ROUNDS = 30

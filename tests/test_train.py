@@ -23,16 +23,16 @@ import yaml
 
 from benchmarks.servers import free_port
 from pipeline.__main__ import main
-from pipeline.config import TrainSettings
-from pipeline.errors import TrackingError
-from pipeline.evaluate import metrics
-from pipeline.features import FrameEncoder, make_vectorizer
-from pipeline.folds import FoldSet, FoldSettings
-from pipeline.schema import Schema
-from pipeline.split import is_test_row
-from pipeline.tracking import TrialWriter, parent_run
-from pipeline.tune import finished_trials, open_study, search
-from pipeline.workers import InProcess
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import TrackingError
+from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.settings import TrainSettings
+from pipeline.evaluation.metrics import metrics
+from pipeline.tables.holdout import is_test_row
+from pipeline.training.folds import FoldSet, FoldSettings
+from pipeline.training.search import finished_trials, open_study, search
+from pipeline.training.tracking import TrialWriter, parent_run
+from pipeline.training.workers import InProcess
 from tests.conftest import PROJECT, Project, copy_project
 
 FIGURES = {

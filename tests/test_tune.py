@@ -14,13 +14,21 @@ import pytest
 from distributed import Client
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.config import ClusterSettings, TrainSettings
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.features import FrameEncoder, make_vectorizer
-from pipeline.folds import FoldScore, FoldSet, FoldSettings
-from pipeline.schema import Schema
-from pipeline.tune import Best, distributions, finished_trials, open_study, search, study_inputs, study_name
-from pipeline.workers import InProcess, Pool, open_pool
+from pipeline.core.contract.schema import Schema
+from pipeline.core.errors import ClusterError, ConfigError
+from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.settings import ClusterSettings, TrainSettings
+from pipeline.training.folds import FoldScore, FoldSet, FoldSettings
+from pipeline.training.search import (
+    Best,
+    distributions,
+    finished_trials,
+    open_study,
+    search,
+    study_inputs,
+    study_name,
+)
+from pipeline.training.workers import InProcess, Pool, open_pool
 from tests.conftest import PROJECT
 
 INPUTS = {"data": "d1", "seed": 42}

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.peers.by_hand import features, status
-from pipeline.bundle import open_bundle
-from pipeline.pointer import read_pointer, version_home
+from pipeline.core.model.bundle import open_bundle
+from pipeline.core.promoted import read_pointer, version_home
 
 
 class Application(BaseModel):

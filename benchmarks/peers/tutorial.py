@@ -8,7 +8,7 @@ import bentoml
 from bentoml.io import JSON
 
 from benchmarks.peers.by_hand import features, status
-from pipeline.pointer import read_pointer
+from pipeline.core.promoted import read_pointer
 
 promotion = read_pointer()
 if promotion is None:

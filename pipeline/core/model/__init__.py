@@ -1,0 +1,1 @@
+"""A model: features, verified files, predictions and explanations."""

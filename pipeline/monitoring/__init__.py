@@ -1,0 +1,1 @@
+"""The commands that look at what the service decided."""

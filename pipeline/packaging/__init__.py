@@ -1,0 +1,1 @@
+"""The package command: a Bento and its image."""

@@ -1,0 +1,1 @@
+"""The commands that change what is promoted: promote, rollback, status and sync."""

@@ -1,0 +1,126 @@
+"""The folders of stored versions: put in place, put aside, brought back, removed, each by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.core.promoted import file_digests, model_home, sync_folder, version_home, work_home
+from pipeline.core.settings import MODEL_NAME
+from pipeline.promotion.failpoint import failpoint
+
+
+@contextlib.contextmanager
+def workbench() -> Iterator[Path]:
+    """Give an empty folder on the store's filesystem, outside the store, and remove it afterwards.
+
+    Call it under the promotion lock. Temporary folders of BentoML and MLflow are made inside, so that they go
+    with it, also when this process is killed: see `clear`.
+    """
+    clear()
+    bench = _bench()
+    bench.mkdir(parents=True)
+    usual, tempfile.tempdir = tempfile.tempdir, str(bench)
+    try:
+        yield bench
+    finally:
+        tempfile.tempdir = usual
+        clear()
+
+
+def clear() -> None:
+    """Remove the workbench and what was put aside, of this command or of a killed one."""
+    shutil.rmtree(_bench(), ignore_errors=True)
+    shutil.rmtree(_aside(), ignore_errors=True)
+
+
+def is_intact(tag: str, digests: Mapping[str, str]) -> bool:
+    """Whether a stored version has every byte that it was promoted with; nothing is opened."""
+    return file_digests(version_home(tag)) == dict(digests)
+
+
+def install(folder: Path, tag: str) -> None:
+    """Move a staged version into the store by one rename, all of it flushed to the disk first.
+
+    A folder of the same tag that is there already is put aside; `restore` brings it back if this process is
+    killed before the pointer says that the new one counts.
+    """
+    target = version_home(tag)
+    for path in folder.rglob("*"):
+        _flush(path)
+    sync_folder(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        _put_aside(tag)
+        failpoint("after-aside")
+    os.replace(folder, target)
+    sync_folder(target.parent)
+    failpoint("after-rename")
+
+
+def restore(tag: str, digests: Mapping[str, str]) -> None:
+    """Bring back the promoted version that a killed command had put aside."""
+    kept, target = _aside() / version_home(tag).name, version_home(tag)
+    if not kept.is_dir() or file_digests(kept) != dict(digests) or is_intact(tag, digests):
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(kept, target)
+    sync_folder(target.parent)
+
+
+def prune(keep: int, order: Sequence[str], protected: Sequence[str | None]) -> list[str]:
+    """Remove the versions promoted longest ago, beyond `keep` of them.
+
+    Parameters
+    ----------
+    order
+        Tags, last promoted first. A version that is not among them was never promoted here, and goes first.
+    protected
+        Tags that stay in any case.
+
+    Returns
+    -------
+    list
+        Tags removed.
+    """
+    rank = {tag: position for position, tag in enumerate(dict.fromkeys([*protected, *order]))}
+    stored = sorted(_stored_tags(), key=lambda tag: rank.get(tag, len(rank)))
+    removed = [tag for tag in stored[keep:] if tag not in protected]
+    for tag in removed:
+        # Whole or gone: a half-removed folder would break every listing of the store.
+        _put_aside(tag)
+    shutil.rmtree(_aside(), ignore_errors=True)
+    return removed
+
+
+def _bench() -> Path:
+    return work_home() / "staging"
+
+
+def _aside() -> Path:
+    return work_home() / "aside"
+
+
+def _put_aside(tag: str) -> None:
+    _aside().mkdir(parents=True, exist_ok=True)
+    os.replace(version_home(tag), _aside() / version_home(tag).name)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _stored_tags() -> list[str]:
+    if not model_home().is_dir():
+        return []
+    names = [path.name for path in model_home().iterdir() if path.is_dir() and re.fullmatch(r"v\d+", path.name)]
+    return [f"{MODEL_NAME}:{name}" for name in sorted(names, key=lambda name: -int(name[1:]))]

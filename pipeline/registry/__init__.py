@@ -1,0 +1,1 @@
+"""MLflow's side: registered versions, aliases and the logged model."""

@@ -1,0 +1,324 @@
+"""MLflow's side of a promotion: which version is meant, and the alias that names the promoted one to all machines.
+
+MLflow is imported when it is asked something, never before: ``status``, and ``rollback`` with MLflow away,
+do without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.core.errors import TrackingError
+from pipeline.core.promoted import Promotion
+from pipeline.core.settings import MODEL_NAME
+from pipeline.promotion.failpoint import failpoint
+
+CHAMPION = "champion"
+"""Alias of the promoted version."""
+
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""MLflow's own defaults try for minutes while the promotion lock is held; the user's variables win over these."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model version and the run that trained it.
+
+    Attributes
+    ----------
+    number
+        Version of `MODEL_NAME`.
+    run_id
+        MLflow run.
+    parameters, metrics
+        What the run logged.
+    """
+
+    number: int
+    run_id: str
+    parameters: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def uri(self) -> str:
+        """Address of the model for MLflow."""
+        return f"models:/{MODEL_NAME}/{self.number}"
+
+    @property
+    def tag(self) -> str:
+        """Tag of the model in the BentoML store."""
+        return f"{MODEL_NAME}:v{self.number}"
+
+
+def address() -> str:
+    """Where MLflow's registry is, by its own variables and default."""
+    chosen = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or "sqlite:///mlflow.db"
+
+
+def shown_address() -> str:
+    """The address without the password that it may hold, for messages."""
+    parts = urlsplit(address())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address()
+
+
+def is_reachable(seconds: float = 1.0) -> bool:
+    """Whether it is worth importing MLflow: the server's port answers, the database file is there.
+
+    MLflow would create an absent database, and would wait long for an absent server.
+    """
+    parts = urlsplit(address())
+    if parts.scheme == "sqlite":
+        return Path(parts.path[1:]).is_file()
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return True
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def by_alias(alias: str) -> ModelVersion | None:
+    """The version that an alias names; None if it names none.
+
+    Raises
+    ------
+    TrackingError
+        MLflow cannot be asked.
+    """
+    with _asking() as client:
+        number = _aliased(client, alias)
+        return None if number is None else _version(client, number)
+
+
+def by_number(number: int) -> ModelVersion:
+    """The version of this number.
+
+    Raises
+    ------
+    TrackingError
+        There is none, or MLflow cannot be asked.
+    """
+    with _asking() as client:
+        return _version(client, number)
+
+
+def by_run(run_id: str) -> ModelVersion:
+    """The newest version that a run registered.
+
+    Raises
+    ------
+    TrackingError
+        It registered none, or MLflow cannot be asked.
+    """
+    numbers = _numbers(f"name='{MODEL_NAME}' and run_id='{run_id}'")
+    if not numbers:
+        raise TrackingError(f"run {run_id}: registered no version of {MODEL_NAME}; name a run of `train`")
+    return by_number(max(numbers))
+
+
+def lowest(metric: str) -> ModelVersion:
+    """The version whose run has the lowest value of a metric; of equals the newest.
+
+    Raises
+    ------
+    TrackingError
+        No version has it, or MLflow cannot be asked.
+    """
+    versions = [by_number(number) for number in sorted(_numbers(f"name='{MODEL_NAME}'"), reverse=True)]
+    scored = [version for version in versions if metric in version.metrics]
+    if not scored:
+        raise TrackingError(f"{MODEL_NAME}: no version's run logged {metric}; train one first")
+    return min(scored, key=lambda version: version.metrics[metric])
+
+
+def settle(promotion: Promotion) -> int | None:
+    """Let the alias `CHAMPION` and the version's tags say what this machine promoted.
+
+    The alias moves only from what it named before the promotion: if it names anything else, somebody has
+    promoted since, and theirs is the newer word. MLflow has no compare-and-swap for aliases, so two machines that
+    promote within the few milliseconds between the look and the move can still both move it; the last one
+    wins, and the other machine follows with its next ``sync``.
+
+    Returns
+    -------
+    int or None
+        The version that the alias names now.
+
+    Raises
+    ------
+    TrackingError
+        MLflow cannot be asked.
+    """
+    with _asking() as client:
+        seen = _aliased(client, CHAMPION)
+        if seen not in {None, promotion.version, *promotion.replaces}:
+            return seen
+        if seen != promotion.version:
+            client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(promotion.version))
+        failpoint("after-alias")
+        _tag(client, promotion)
+        return promotion.version
+
+
+def log_verdict(version: ModelVersion, document: Mapping[str, Any], tags: Mapping[str, str], file: str) -> None:
+    """Keep what the gate said with the run that it judged: a JSON artifact and tags.
+
+    Raises
+    ------
+    TrackingError
+        MLflow cannot be asked.
+    """
+    with _asking() as client:
+        client.log_dict(version.run_id, dict(document), file)
+        for key, value in tags.items():
+            client.set_tag(version.run_id, key, value)
+            client.set_model_version_tag(MODEL_NAME, str(version.number), key, value)
+
+
+class Settling:
+    """`settle` in a process of its own, which imports MLflow while this one does other work, and can be ended.
+
+    A rollback is for emergencies: importing MLflow must not delay it, and no hanging server may hold it.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from pipeline.registry.client import answer; answer()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def finish(self, promotion: Promotion, seconds: float) -> int | None:
+        """Settle, as `settle` does, within a time.
+
+        Raises
+        ------
+        TrackingError
+            MLflow could not be asked within the time.
+        """
+        try:
+            output, _ = self._process.communicate(promotion.model_dump_json(), timeout=seconds)
+            answer = json.loads(output or "{}")
+        except (subprocess.TimeoutExpired, ValueError):
+            self.abandon()
+            answer = {"error": f"MLflow at {shown_address()} did not answer within {seconds:g} s"}
+        if "champion" not in answer:
+            raise TrackingError(answer.get("error", f"MLflow at {shown_address()} could not be asked"))
+        champion: int | None = answer["champion"]
+        return champion
+
+    def abandon(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def answer() -> None:
+    """Be the process of `Settling`: one promotion on stdin, one JSON object on stdout."""
+    with contextlib.suppress(TrackingError), _asking():
+        pass  # imports MLflow and opens its store, while the other process looks at the stored model
+    text = sys.stdin.read()
+    if text:
+        sys.stdout.write(json.dumps(_answer(text)))
+        sys.stdout.flush()
+    # Nothing is left to do, and MLflow's modules take half a second to tear down.
+    os._exit(0)
+
+
+def _answer(text: str) -> dict[str, Any]:
+    try:
+        return {"champion": settle(Promotion.model_validate_json(text))}
+    except TrackingError as error:
+        return {"error": str(error)}
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[Any]:
+    """MLflow's client; whatever it raises becomes one line."""
+    if not is_reachable():
+        raise TrackingError(f"MLflow at {shown_address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
+    for variable, value in _PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield MlflowClient()
+    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise TrackingError(f"MLflow at {shown_address()}: {reason}") from error
+
+
+def _absence() -> str:
+    if address().startswith("sqlite"):
+        return "no such database; train first"
+    return "no answer; start the server"
+
+
+def _aliased(client: Any, alias: str) -> int | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(client.get_model_version_by_alias(MODEL_NAME, alias).version)
+    except MlflowException as error:
+        # SQL stores and servers disagree on the code of "no such alias"; both name what is missing.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def _numbers(condition: str) -> list[int]:
+    with _asking() as client:
+        found: list[int] = []
+        token = None
+        while True:
+            page = client.search_model_versions(condition, max_results=1000, page_token=token)
+            found += [int(version.version) for version in page]
+            token = page.token
+            if not token:
+                return found
+
+
+def _version(client: Any, number: int) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_model_version(MODEL_NAME, str(number))
+        run = client.get_run(version.run_id).data
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise TrackingError(
+                f"MLflow at {shown_address()}: has no {MODEL_NAME} version {number} with its run; "
+                "choose another, or train one"
+            ) from None
+        raise
+    return ModelVersion(number, version.run_id, dict(run.params), dict(run.metrics))
+
+
+def _tag(client: Any, promotion: Promotion) -> None:
+    """Tag the version with this promotion, one tag for each: the version's own history."""
+    moment = "".join(character for character in promotion.since if character.isalnum() or character in ".-")
+    event = promotion.model_dump(include={"since", "by", "why", "forced", "previous"})
+    client.set_model_version_tag(MODEL_NAME, str(promotion.version), f"promotion.{moment}", json.dumps(event))

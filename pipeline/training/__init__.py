@@ -1,0 +1,1 @@
+"""The train command: study, folds, workers, streaming and tracking."""

@@ -1,0 +1,252 @@
+"""Bodies of requests in, bytes of answers out: what every way into the service shares, HTTP or in-process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.core.model.bundle import Bundle
+from pipeline.core.model.features import Matrix
+from pipeline.core.policy import Status
+from pipeline.core.promoted import Promotion
+from pipeline.core.settings import ServeSettings, conf_folder
+from service.answering.batcher import Batcher, MicroBatcher
+from service.answering.follower import Promoted
+from service.answering.refusal import Refusal
+from service.answering.served_model import Application, Decisions, ServedModel
+from service.records.log_writer import Decided, Journal
+from service.records.metrics import Metrics
+
+_ROWS_A_TURN = 1024
+"""Rows of a batch request that are worked on before other requests get their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One application on its way through the micro-batcher."""
+
+    application: Application
+    request_id: str
+    trace_id: str
+
+
+class Version:
+    """A version that answers, with the batcher that scores for it and no other.
+
+    A request keeps the version that it took hold of; so its contract, its encoder and its booster belong together,
+    and the version lives as long as its last request.
+    """
+
+    def __init__(self, model: ServedModel, batcher: Batcher[Case, bytes]):
+        self.model = model
+        self.batcher = batcher
+
+    @property
+    def promotion(self) -> Promotion:
+        """The version's promotion."""
+        return self.model.promotion
+
+
+class Core:
+    """Answers requests with whatever is promoted at that moment.
+
+    Parameters
+    ----------
+    settings
+        ``conf/serve.yaml``.
+    home
+        Folder that relative paths of the settings start from.
+    """
+
+    def __init__(self, settings: ServeSettings, home: Path) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.journal = Journal(settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped)
+        self.promoted: Promoted[Version] = Promoted(self._prepare, settings.retry_refused_seconds, self.metrics)
+        self.batches = Slots(settings.limits.batches, settings.limits.retry_after_seconds)
+        """To be held by whoever reads or answers a batch request: those are large."""
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="batch scorer")
+        self._requests = Slots(settings.limits.requests, settings.limits.retry_after_seconds)
+
+    def start(self) -> None:
+        """Load what is promoted and begin to record decisions."""
+        self.promoted.current()
+        self.journal.start()
+
+    def close(self) -> None:
+        """Record what was decided, to the last."""
+        self._scorer.shutdown(wait=False, cancel_futures=True)
+        self.journal.close()
+
+    def answering(self) -> Version:
+        """Give what answers now, or raise the `Refusal` 503."""
+        version = self.promoted.current()
+        if version is None:
+            raise self._nothing_answers()
+        return version
+
+    async def classify(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
+        """Decide on one application: the JSON answer.
+
+        Parameters
+        ----------
+        version
+            Of `answering`, for callers that have it.
+
+        Raises
+        ------
+        Refusal
+            400 the body breaks the contract; 503 nothing is promoted, or too much is under way.
+        """
+        version = version or self.answering()
+        application = version.model.parse(body)
+        with self._requests:
+            return await version.batcher.submit(Case(application, request_id, trace_id))
+
+    async def classify_batch(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
+        """Decide on an array of applications, all by one version: the JSON array of answers, all or nothing."""
+        model = (version or self.answering()).model
+        batch = model.parse_many(body)
+        matrix = model.encode_many(batch)
+        answers: list[bytes] = []
+        for start in range(0, len(matrix), _ROWS_A_TURN):
+            part = slice(start, start + _ROWS_A_TURN)
+            rows = batch.rows[part]
+            decisions = await self._decide_many(model, matrix[part])
+            ids = [request_id] * len(rows)
+            self._record(model, rows, decisions, ids, [trace_id] * len(rows), first_row=start)
+            answers += model.answers(decisions, ids)
+            await asyncio.sleep(0)
+        return b"[%b]" % b",".join(answers)
+
+    async def explain(
+        self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
+    ) -> bytes:
+        """Decide on one application and say why: the JSON answer."""
+        version = version or self.answering()
+        application = version.model.parse(body)
+        with self._requests:
+            answer = await version.batcher.submit(Case(application, request_id, trace_id))
+            return orjson.dumps({**orjson.loads(answer), **version.model.explanation(application)})
+
+    def model(self) -> dict[str, Any]:
+        """Tell what is promoted, what answers in this worker, and what was refused last."""
+        version, promoted = self.promoted.current(), self.promoted
+        refused = promoted.refused
+        return {
+            "promoted": _told(promoted.promotion),
+            "loaded": _told(version.promotion) if version else None,
+            "loaded_at": promoted.loaded_at,
+            "schema": version.model.schema.digest if version else None,
+            "swaps": promoted.swaps,
+            "refused": vars(refused) if refused else None,
+        }
+
+    def version(self) -> Version | None:
+        """Give what answers now."""
+        return self.promoted.current()
+
+    def show(self) -> None:
+        """Bring the metrics up to this moment."""
+        self.promoted.current()
+        self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
+
+    def _nothing_answers(self) -> Refusal:
+        if self.promoted.refused:
+            error = "the promoted version failed its checks; run: python -m pipeline promote"
+        else:
+            error = "nothing is promoted; run: python -m pipeline promote"
+        return Refusal(503, error, headers=[(b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)])
+
+    def _prepare(self, promotion: Promotion, bundle: Bundle) -> Version:
+        before = self.promoted.served
+        same = before is not None and before.model.schema.digest == bundle.schema.digest
+        model = ServedModel(promotion, bundle, self.settings, before.model.schema if before and same else None)
+        return Version(model, self._batcher(model))
+
+    def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
+        def answer(cases: Sequence[Case]) -> list[bytes]:
+            return self._answers(model, cases, model.decide(encoded(model, cases)))
+
+        return MicroBatcher(answer, self.settings.micro_batch_rows)
+
+    async def _decide_many(self, model: ServedModel, matrix: Matrix) -> Decisions:
+        # XGBoost gives up the interpreter's lock: the next request is read and parsed meanwhile.
+        probabilities = await asyncio.get_running_loop().run_in_executor(self._scorer, model.probabilities, matrix)
+        return model.decisions(matrix, probabilities)
+
+    def _answers(self, model: ServedModel, cases: Sequence[Case], decisions: Decisions) -> list[bytes]:
+        ids = [case.request_id for case in cases]
+        applications = [case.application for case in cases]
+        self._record(model, applications, decisions, ids, [case.trace_id for case in cases])
+        return model.answers(decisions, ids)
+
+    def _record(
+        self,
+        model: ServedModel,
+        applications: Sequence[Application],
+        decisions: Decisions,
+        request_ids: Sequence[str],
+        trace_ids: Sequence[str],
+        first_row: int | None = None,
+    ) -> None:
+        statuses: Sequence[Status] = decisions.statuses
+        self.metrics.decided(model.tag, statuses, decisions.probabilities)
+        self.journal.add(
+            Decided(
+                model.journal_members,
+                applications,
+                decisions.probabilities,
+                statuses,
+                request_ids,
+                trace_ids if self.settings.bentoml.tracing else None,
+                decisions.reasons,
+                first_row,
+            )
+        )
+
+
+class Slots:
+    """A bounded number of things under way: who comes beyond it is told at once, not kept waiting without end."""
+
+    def __init__(self, limit: int, retry_after_seconds: int) -> None:
+        self._free = limit
+        self._retry_after = (b"retry-after", b"%d" % retry_after_seconds)
+
+    def __enter__(self) -> None:
+        if self._free <= 0:
+            raise Refusal(503, "too many requests are under way; try again", headers=[self._retry_after])
+        self._free -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._free += 1
+
+
+def _told(promotion: Promotion | None) -> dict[str, Any] | None:
+    """What a client may know of a promotion: who did it and why stays in the history."""
+    if promotion is None:
+        return None
+    return promotion.model_dump(include={"tag", "version", "run_id", "since", "previous"})
+
+
+def encoded(model: ServedModel, cases: Sequence[Case]) -> Matrix:
+    """Encode the applications of some cases: shape (n, k), float32."""
+    return model.encode([case.application for case in cases])
+
+
+@cache
+def core() -> Core:
+    """Make this process's core from ``conf/serve.yaml``, once."""
+    folder = conf_folder()
+    return Core(ServeSettings.load(folder / "serve.yaml"), folder.parent)

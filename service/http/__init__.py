@@ -1,0 +1,1 @@
+"""The HTTP edge: middleware, limits, API keys and API documents."""

@@ -1,0 +1,241 @@
+"""HTTP in, HTTP out, before BentoML's machinery for each request: an ASGI middleware that answers by itself.
+
+BentoML's own path costs several times what the model does. So its public hook, ``Service.add_asgi_middleware``,
+puts this in front: what is hot, or must be refused, is answered here; Swagger and the probes go through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from random import random
+from time import perf_counter
+from typing import Any
+
+import orjson
+from opentelemetry.trace import format_trace_id, get_current_span
+
+from service.answering.core import Core, Version
+from service.answering.refusal import Header, Refusal
+from service.http.edges import (
+    CLOSE,
+    ClientGone,
+    Door,
+    Headers,
+    Receive,
+    RequestIds,
+    Scope,
+    Send,
+    drain,
+    read_body,
+    require_json,
+)
+from service.http.openapi import openapi
+from service.records.metrics import CONTENT_TYPE
+
+logger = logging.getLogger("bentoml.credit_risk")
+
+_JSON = b"application/json"
+_PROBES = frozenset({"/livez", "/healthz", "/readyz"})
+"""Open to everybody: a probe carries no key and learns nothing."""
+
+_BENTOML = frozenset({*_PROBES, "/", "/schema.json"})
+_BENTOML_FILES = "/static_content/"
+
+_DRAINED = 4
+"""A refused body of up to so many times the largest that is taken is still read off its connection."""
+
+_DRAIN_SECONDS = 1.0
+"""For so long; a client that neither sends on nor ends its body is answered after it, and closed."""
+
+_OTHER = "other"
+"""Label of all that is no endpoint: unknown paths must not become labels."""
+
+
+@dataclass(slots=True)
+class Request:
+    """What an endpoint needs to know of a request."""
+
+    receive: Receive
+    headers: Headers
+    request_id: str
+    body_is_read: bool = False
+
+
+@dataclass(slots=True)
+class Answer:
+    """What an endpoint answers."""
+
+    body: bytes
+    status: int = 200
+    content_type: bytes = _JSON
+    headers: tuple[Header, ...] = ()
+
+
+Endpoint = Callable[[Request], Awaitable[Answer]]
+Decide = Callable[[bytes, str, str, Version], Awaitable[bytes]]
+
+
+class FastPath:
+    """The middleware.
+
+    Parameters
+    ----------
+    app
+        BentoML's application, for what is not answered here.
+    core
+        Answers.
+    keys
+        API keys; see `service.http.edges.Door`.
+    describe
+        Gives BentoML's own OpenAPI document, which `/docs.json` completes.
+    alone
+        Whether this process is the only one that answers; otherwise connections are now and then closed, see
+        `pipeline.core.settings.ServeSettings.requests_per_connection`.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        core: Core,
+        keys: tuple[str, ...],
+        describe: Callable[[], dict[str, Any]],
+        *,
+        alone: bool = True,
+    ) -> None:
+        self._app = app
+        self._core = core
+        self._door = Door(keys)
+        self._ids = RequestIds()
+        self._describe = describe
+        self._with_keys = bool(keys)
+        self._answers: Version | None = None
+        kept = core.settings.requests_per_connection
+        self._parting = 0.0 if alone or kept is None else 1 / kept
+        self._endpoints = self._routes()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it through to BentoML."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = perf_counter()
+        headers = dict(scope["headers"])
+        request = Request(receive, headers, self._ids.choose(headers))
+        try:
+            answer = await self._answer(scope, request)
+        except Refusal as refusal:
+            answer = await self._refused(refusal, request)
+        except ClientGone:
+            return
+        except Exception as error:
+            answer = _failed(error, request.request_id)
+        if answer is None:
+            await self._app(scope, receive, send)
+            return
+        # It decides nothing that anybody could gain by: any random number will do.
+        if random() < self._parting and CLOSE not in answer.headers:  # noqa: S311
+            answer.headers += (CLOSE,)
+        await _send(send, answer, request.request_id)
+        path = scope["path"]
+        endpoint = path if path in self._endpoints else _OTHER
+        self._core.metrics.answered(endpoint, answer.status, perf_counter() - began)
+
+    def _routes(self) -> Mapping[str, Mapping[str, Endpoint]]:
+        core, limits = self._core, self._core.settings.limits
+        return {
+            "/classify": {"POST": partial(self._decide, core.classify, limits.body_bytes)},
+            "/explain": {"POST": partial(self._decide, core.explain, limits.body_bytes)},
+            "/classify_batch": {"POST": self._classify_batch},
+            "/model": {"GET": self._model},
+            "/metrics": {"GET": self._metrics},
+            "/docs.json": {"GET": self._docs},
+        }
+
+    async def _answer(self, scope: Scope, request: Request) -> Answer | None:
+        """Find and run the endpoint; None: it is BentoML's to answer."""
+        path = scope["path"]
+        if path not in _PROBES:
+            self._door.admit(scope, request.headers)
+        methods = self._endpoints.get(path)
+        if methods is None:
+            if path in _BENTOML or path.startswith(_BENTOML_FILES):
+                return None
+            raise Refusal(404, "no such path; GET / shows those that there are")
+        endpoint = methods.get(scope["method"])
+        if endpoint is None:
+            allowed = ", ".join(methods)
+            raise Refusal(405, f"the path takes {allowed} only", headers=[(b"allow", allowed.encode())])
+        return await endpoint(request)
+
+    async def _refused(self, refusal: Refusal, request: Request) -> Answer:
+        headers, limits = refusal.headers, self._core.settings.limits
+        if not request.body_is_read and CLOSE not in headers:
+            most = _DRAINED * limits.batch_body_bytes
+            if not await drain(request.receive, request.headers, most, _DRAIN_SECONDS):
+                headers = [*headers, CLOSE]
+        return Answer(refusal.body, refusal.status, headers=tuple(headers))
+
+    async def _decide(self, decide: Decide, limit: int, request: Request) -> Answer:
+        require_json(request.headers)
+        body = await read_body(request.receive, request.headers, limit, self._core.settings.limits.body_seconds)
+        request.body_is_read = True
+        return Answer(await decide(body, request.request_id, self._trace_id(), self._answering()))
+
+    async def _classify_batch(self, request: Request) -> Answer:
+        with self._core.batches:
+            limit = self._core.settings.limits.batch_body_bytes
+            return await self._decide(self._core.classify_batch, limit, request)
+
+    async def _model(self, _: Request) -> Answer:
+        return Answer(orjson.dumps(self._core.model()))
+
+    async def _metrics(self, _: Request) -> Answer:
+        self._core.show()
+        # Reading the files of all workers takes milliseconds: not in the loop.
+        return Answer(await asyncio.to_thread(self._core.metrics.exposition), content_type=CONTENT_TYPE)
+
+    async def _docs(self, _: Request) -> Answer:
+        document = openapi(self._describe(), self._core, with_keys=self._with_keys)
+        return Answer(orjson.dumps(document))
+
+    def _answering(self) -> Version:
+        """Give what answers, after one look at the promoted pointer in a turn of the event loop.
+
+        What runs in a turn was read from its connection before the turn, so before the look; what is read later
+        runs after `_look_again`. So no request that began after a promotion is answered by the version before it.
+        """
+        if self._answers is None:
+            self._answers = self._core.answering()
+            asyncio.get_running_loop().call_soon(self._look_again)
+        return self._answers
+
+    def _look_again(self) -> None:
+        self._answers = None
+
+    def _trace_id(self) -> str:
+        if not self._core.settings.bentoml.tracing:
+            return ""
+        return format_trace_id(get_current_span().get_span_context().trace_id)
+
+
+async def _send(send: Send, answer: Answer, request_id: str) -> None:
+    headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request_id.encode()),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _failed(error: Exception, request_id: str) -> Answer:
+    """Answer 500 and log where it happened: not the error's text, which may hold an applicant's values."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("request %s failed with %s\n%s", request_id, type(error).__name__, where)
+    return Answer(orjson.dumps({"error": "the service failed; its log says where", "detail": []}), 500)

@@ -1,0 +1,1 @@
+"""What the service records: decisions and metrics."""

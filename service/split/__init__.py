@@ -1,0 +1,1 @@
+"""``service:front``: HTTP and booster in processes of their own."""

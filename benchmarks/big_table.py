@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.contract.schema import Schema
-from pipeline.core.settings import CONF
+from pipeline.core.settings import conf_folder
 from pipeline.tables.labelled import ingest
 
 MONEY = ("expenses", "income", "assets", "debt", "amount", "price")
@@ -36,7 +36,7 @@ def main() -> None:
 
 def write_table(folder: Path, rows: int, rows_per_file: int = 1_000_000, seed: int = 0) -> None:
     """Write so many rows into a folder that does not exist yet."""
-    frame = ingest("data/credit_risk.csv", Schema.load(CONF / "schema.yaml")).frame
+    frame = ingest("data/credit_risk.csv", Schema.load(conf_folder() / "schema.yaml")).frame
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for number, start in enumerate(range(0, rows, rows_per_file)):

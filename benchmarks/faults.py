@@ -25,8 +25,8 @@ import xgboost as xgb
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
-from pipeline.core.promoted import file_digests
 from pipeline.tables.labelled import ingest
 from tests.registry import (
     BETTER,

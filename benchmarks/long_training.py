@@ -20,12 +20,15 @@ from distributed import Client
 
 from benchmarks.rounds import markdown
 from benchmarks.servers import dask_cluster
+from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import make_vectorizer
-from pipeline.core.settings import CONF, ClusterSettings, TrainSettings
+from pipeline.core.settings import conf_folder
 from pipeline.evaluation.metrics import auc
 from pipeline.training import streaming as stream
 from pipeline.training.command import xgboost_parameters
+from pipeline.training.settings import TrainSettings
+from pipeline.training.survey import survey
 
 ResultT = TypeVar("ResultT")
 
@@ -36,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--workers", type=int, help="fit on a local Dask cluster of so many processes")
     options = parser.parse_args()
-    settings = TrainSettings.load(CONF / "train.yaml", data=options.table)
+    settings = TrainSettings.load(conf_folder() / "train.yaml", data=options.table)
     if options.workers is None:
         measure(settings, options.rounds, Watch([psutil.Process()]))
         return
@@ -48,9 +51,9 @@ def main() -> None:
 
 
 def measure(settings: TrainSettings, rounds: int, watch: Watch) -> None:
-    schema = Schema.load(settings.contract)
+    schema = Schema.load(conf_folder() / "schema.yaml")
     parameters = default_parameters(settings, schema)
-    found = watch.step("survey", lambda: stream.survey(settings, schema))
+    found = watch.step("survey", lambda: survey(settings, schema))
     booster = watch.step("fit", lambda: stream.fit(settings, schema, found, parameters, rounds))
     labels, probabilities = watch.step("test", lambda: stream.held_out(settings, schema, found, booster))
     print(f"\n{len(found.sides):,} rows, {rounds} rounds, test AUC {auc(labels, probabilities):.4f}\n")

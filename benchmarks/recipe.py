@@ -16,11 +16,12 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
-from pipeline.core.settings import TrainSettings
+from pipeline.core.settings import conf_folder
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.labelled import ingest
 from pipeline.training.command import xgboost_parameters
 from pipeline.training.folds import FoldSet, FoldSettings, quantised
+from pipeline.training.settings import TrainSettings
 
 LIMITS = {"auc": (0.850, 1), "brier": (0.136, -1), "log_loss": (0.420, -1), "ks": (0.56, 1)}
 """Metric → limit, and 1 where more is better."""
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="5 x 5 cross-validation of the default recipe.")
     parser.add_argument("--config", default="conf/train.yaml")
     settings = TrainSettings.load(parser.parse_args().config)
-    schema = Schema.load(settings.contract)
+    schema = Schema.load(conf_folder() / "schema.yaml")
     frame = ingest(settings.data, schema).frame
     vectorizer = make_vectorizer(schema)
     matrix, labels = FrameEncoder(schema, vectorizer).transform(frame), schema.labels(frame)

@@ -26,13 +26,17 @@ import xgboost as xgb
 
 from benchmarks.big_table import write_table
 from pipeline.core.contract.schema import Schema
+from pipeline.core.machine import available_cores
 from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
-from pipeline.core.settings import CONF, ScoreSettings, TrainSettings, available_cores
+from pipeline.core.policy import Policy
+from pipeline.core.settings import conf_folder
 from pipeline.registry.logged_model import Parts, read_parts, write_parts
 from pipeline.scoring.score import Files, Model, score_file
+from pipeline.scoring.settings import ScoreSettings
 from pipeline.tables.files import open_source
 from pipeline.training.command import fit, prepare, xgboost_parameters
 from pipeline.training.search import Best
+from pipeline.training.settings import TrainSettings
 
 NAIVE_ROWS = 50_000
 """The naive ways are measured on so many rows and scaled up: they take the same time for each row."""
@@ -176,16 +180,17 @@ def interleaved(ways: Mapping[str, Timed], rounds: int) -> dict[str, float]:
 
 def default_model() -> tuple[Schema, xgb.Booster]:
     """The contract, and a booster of the recipe that the search tries first."""
-    settings = TrainSettings.load(CONF / "train.yaml")
-    schema = Schema.load(settings.contract)
+    settings = TrainSettings.load(conf_folder() / "train.yaml")
+    schema = Schema.load(conf_folder() / "schema.yaml")
     prepared = prepare(settings, schema)
     fixed = xgboost_parameters(settings, schema, prepared.vectorizer)
     return schema, fit(prepared.train, Best(0, settings.first_parameters, TREES, {}), fixed)
 
 
 def run_score(source: Path, target: Path, model: Model, threads: int) -> None:
-    settings = ScoreSettings.load(CONF / "score.yaml", threads=threads)
-    score_file(open_source(source), model, settings, Files(target, target.with_suffix(".rejects.csv")))
+    settings = ScoreSettings.load(conf_folder() / "score.yaml", threads=threads)
+    thresholds = Policy.load(conf_folder() / "policy.yaml").thresholds
+    score_file(open_source(source), model, settings, thresholds, Files(target, target.with_suffix(".rejects.csv")))
 
 
 def score_alone(source: Path, target: Path, parts: Path, threads: int) -> None:

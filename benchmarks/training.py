@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.servers import Service, dask_cluster, running
-from pipeline.core.settings import ClusterSettings
+from pipeline.cluster import ClusterSettings
+from pipeline.core.settings import conf_folder
 
 ROUNDS = 200
 FOLDS = 5
@@ -118,11 +119,11 @@ def draw(results: dict[str, list[dict[str, float]]], trials: int) -> None:
 def rows() -> tuple[Any, Any]:
     """The contract and the training side of the shipped data."""
     from pipeline.core.contract.schema import Schema
-    from pipeline.core.settings import TrainSettings
     from pipeline.training.command import prepare
+    from pipeline.training.settings import TrainSettings
 
     settings = TrainSettings.load("conf/train.yaml")
-    return settings, prepare(settings, Schema.load(settings.contract))
+    return settings, prepare(settings, Schema.load(conf_folder() / "schema.yaml"))
 
 
 def parameter_sets(settings: Any, trials: int) -> list[dict[str, Any]]:

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import ClusterError
+from pydantic import Field
+
+from pipeline.core.errors import ClusterError, first_line
+from pipeline.core.settings import Settings
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def connect(address: str) -> Iterator[Any]:
     try:
         client = Client(address, timeout=5)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
     with client, tempfile.TemporaryDirectory() as folder:
         if not client.nthreads():
@@ -64,3 +67,10 @@ def _zipped_package(folder: Path) -> str:
         for source in sorted(package.rglob("*.py")):
             target.write(source, source.relative_to(package.parent))
     return str(archive)
+
+
+class ClusterSettings(Settings):
+    """A running Dask cluster; its workers need the packages of this project, not its code."""
+
+    address: str = Field(pattern=r"^(tcp|tls|ws|wss|ucx|inproc)://")
+    """Address of the scheduler."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from pipeline.core.settings import ServeSettings, available_cores, conf_folder
+from pipeline.core.machine import available_cores
+from pipeline.core.settings import conf_folder
 from service.http.edges import LOOPBACK, configured_keys
 from service.http.port import require_free_port
+from service.settings import ServeSettings
 
 if TYPE_CHECKING:
     from service.answering.core import Core
@@ -73,8 +75,8 @@ class LeanService(bentoml.Service[Any]):
 class CreditRiskClassifier:
     """Decide on applications for credit with the promoted version.
 
-    Over HTTP the middleware in front answers (`service.http.middleware`); these methods are the same core for BentoML's
-    in-process callers.
+    Over HTTP the middleware answers (`service.http.middleware`); these methods are for BentoML's in-process
+    callers, and use the same core.
     """
 
     def __init__(self) -> None:

@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import FrameEncoder, make_vectorizer, monotone_constraints
-from pipeline.core.promoted import Promotion
-from pipeline.core.settings import MODEL_NAME
+from pipeline.core.promoted import MODEL_NAME, Promotion
 from pipeline.promotion.failpoint import VARIABLE
-from pipeline.registry.logged_model import CANDIDATE, DATA, SEED, TEST_SHARE, log_model
+from pipeline.registry.client import CANDIDATE
+from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, log_model
 from pipeline.tables.holdout import is_test_row
 
 TABLE = Path(__file__).parent.parent / "data/credit_risk.csv"

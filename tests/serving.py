@@ -26,11 +26,14 @@ from sklearn.feature_extraction import DictVectorizer
 
 from benchmarks.servers import free_port
 from pipeline.core.contract.schema import Schema
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
 from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectorizer
-from pipeline.core.promoted import Promotion, file_digests, version_home, write_pointer
-from pipeline.core.settings import ServeSettings
+from pipeline.core.policy import Policy
+from pipeline.core.promoted import Promotion, version_home
+from pipeline.promotion.pointer import write_pointer
 from service.answering.core import Core
+from service.settings import ServeSettings
 
 PROJECT = Path(__file__).parent.parent
 TAG = "credit_risk_model:v{}"
@@ -105,7 +108,8 @@ def changed_conf(folder: Path, **changes: Any) -> Path:
     """Copy the shipped ``conf/`` with some keys of ``serve.yaml`` changed: ``a__b=1`` sets ``b`` below ``a``."""
     conf = folder / "conf"
     conf.mkdir(parents=True)
-    (conf / "schema.yaml").write_text((PROJECT / "conf/schema.yaml").read_text())
+    for name in ("schema.yaml", "policy.yaml"):
+        (conf / name).write_text((PROJECT / "conf" / name).read_text())
     document = yaml.safe_load((PROJECT / "conf/serve.yaml").read_text())
     for path, value in changes.items():
         *owners, key = path.split("__")
@@ -125,7 +129,7 @@ def make_core(**changes: Any) -> Core:
     """
     with TemporaryDirectory() as folder:
         conf = changed_conf(Path(folder), **{"decision_log__enabled": False, **changes})
-        return Core(ServeSettings.load(conf / "serve.yaml"), Path(folder))
+        return Core(ServeSettings.load(conf / "serve.yaml"), Policy.load(conf / "policy.yaml"), Path(folder))
 
 
 class Server:

@@ -13,8 +13,7 @@ from benchmarks.peers.by_hand import features, status
 from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import feature_dict
-from pipeline.core.policy import decide
-from pipeline.core.settings import ServeSettings
+from pipeline.core.policy import Policy, decide
 from tests.conftest import PROJECT
 
 SWITCHES = [Switch("rollback", "m:v1", began=10.0, ended=12.0), Switch("promote", "m:v2", began=20.0, ended=22.0)]
@@ -46,5 +45,5 @@ def test_peers_do_the_same_work(schema: Schema) -> None:
     ours = {name: value for name, value in feature_dict(application, schema).items() if value == value}
     theirs = {name: value for name, value in features(application).items() if value == value}
     assert theirs == ours
-    thresholds = ServeSettings.load(PROJECT / "conf/serve.yaml").thresholds
+    thresholds = Policy.load(PROJECT / "conf/policy.yaml").thresholds
     assert [status(p) for p in (0.3, 0.31, 0.5, 0.51)] == [decide(p, thresholds) for p in (0.3, 0.31, 0.5, 0.51)]

@@ -55,20 +55,9 @@ def environment(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bento_holds_the_serving_side_and_nothing_else(bento: Path) -> None:
-    modules = {path.stem for path in (bento / "src/pipeline").glob("*.py")}
-    assert modules == {
-        "__init__",
-        "errors",
-        "config",
-        "schema",
-        "features",
-        "decision",
-        "bundle",
-        "predictor",
-        "pointer",
-        "failpoint",
-        "columns",
-    }
+    packages = {path.name for path in (bento / "src/pipeline").iterdir()}
+    assert packages == {"__init__.py", "core"}
+    assert {path.name for path in (bento / "src/conf").iterdir()} == {"schema.yaml", "serve.yaml", "policy.yaml"}
     assert not list(bento.rglob("*.csv"))
     assert not (bento / "src/tests").exists()
 

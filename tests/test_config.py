@@ -7,7 +7,11 @@ import yaml
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ConfigError
-from pipeline.core.settings import PromoteSettings, ServeSettings, Settings, TrainSettings
+from pipeline.core.policy import Policy
+from pipeline.core.settings import Settings
+from pipeline.promotion.settings import PromoteSettings
+from pipeline.training.settings import TrainSettings
+from service.settings import ServeSettings
 from tests.conftest import PROJECT
 
 SHIPPED = [
@@ -38,7 +42,7 @@ def changed(tmp_path: Path, name: str, path: list[str], value: object) -> Path:
 @pytest.mark.parametrize(
     ("name", "model", "path", "value", "expected"),
     [
-        ("train.yaml", TrainSettings, ["trails"], 5, "trails: unknown key; allowed: data, contract"),
+        ("train.yaml", TrainSettings, ["trails"], 5, "trails: unknown key; allowed: data, experiment"),
         (
             "train.yaml",
             TrainSettings,
@@ -55,11 +59,18 @@ def changed(tmp_path: Path, name: str, path: list[str], value: object) -> Path:
             "search_space.eta.lo: unknown key; allowed: low",
         ),
         (
-            "serve.yaml",
-            ServeSettings,
+            "policy.yaml",
+            Policy,
             ["thresholds", "maybe_above"],
             0.9,
             "maybe_above must not exceed declined_above",
+        ),
+        (
+            "serve.yaml",
+            ServeSettings,
+            ["thresholds"],
+            {"maybe_above": 0.3, "declined_above": 0.5},
+            "thresholds belong in policy.yaml",
         ),
         ("schema.yaml", Schema, ["fields", "age", "knd"], "integer", "fields.age.knd: unknown key; allowed: kind"),
         (

@@ -10,8 +10,7 @@ from scipy.special import expit
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.explainer import Explainer
-from pipeline.core.policy import STATUSES, decide, decide_many
-from pipeline.core.settings import Thresholds
+from pipeline.core.policy import STATUSES, Thresholds, decide, decide_many
 from service.answering.core import Core
 
 THRESHOLDS = Thresholds(maybe_above=0.3, declined_above=0.5)

@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from pipeline.core.settings import Thresholds
+from pipeline.core.policy import Thresholds
 from pipeline.evaluation.figures import booster_figures, performance_figures, study_figures
 from pipeline.evaluation.metrics import bands, calibration, metrics
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from pipeline.core.contract.schema import Schema
+from pipeline.core.files import file_digests
 from pipeline.core.model.features import FrameEncoder
-from pipeline.core.promoted import file_digests, write_pointer
 from pipeline.promotion.evidence import gather
+from pipeline.promotion.pointer import write_pointer
 from pipeline.promotion.staging import Stored, reopen
 from pipeline.registry import client as champion
 from pipeline.registry.logged_model import SEED, TEST_SHARE, load_parts

@@ -17,7 +17,8 @@ import pytest
 
 from benchmarks.servers import free_port
 from pipeline.core import promoted as pointer
-from pipeline.core.promoted import file_digests
+from pipeline.core.files import file_digests
+from pipeline.promotion.lock import promotion_lock
 from tests.conftest import wait_until_live
 from tests.registry import BETTER, GOOD, THIRD, Machine
 
@@ -106,7 +107,7 @@ def test_a_promotion_that_waits_too_long_is_refused_in_one_line(promoted_machine
     text = Path("conf/promote.yaml").read_text().replace("lock_seconds: 60.0", "lock_seconds: 0.1")
     config = tmp_path / "impatient.yaml"
     config.write_text(text)
-    with promoted_machine.entered(), pointer.promotion_lock(0):
+    with promoted_machine.entered(), promotion_lock(0):
         refused = promoted_machine.run("promote", "--version", "2", "--config", str(config))
     assert refused.code == 1
     assert f"process {os.getpid()}" in refused.err

@@ -20,11 +20,12 @@ from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
 from pipeline.core.model.bundle import open_bundle
 from pipeline.core.model.features import RowEncoder
+from pipeline.core.policy import Policy
 from pipeline.core.promoted import Promotion, version_home
-from pipeline.core.settings import ServeSettings
 from service.answering.batcher import GatheringBatcher
 from service.answering.core import Core
 from service.answering.refusal import Refusal
+from service.settings import ServeSettings
 from service.split.remote import Versions, version_name
 from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
 
@@ -62,7 +63,7 @@ def front(versions: list[Promotion], conf: Path) -> Iterator[Server]:
 def test_answers_are_those_of_the_service_in_one_process(
     front: Server, conf: Path, applications: pd.DataFrame, schema: Schema
 ) -> None:
-    core = Core(ServeSettings.load(conf / "serve.yaml"), conf.parent / "core")
+    core = Core(ServeSettings.load(conf / "serve.yaml"), Policy.load(conf / "policy.yaml"), conf.parent / "core")
     rows = rows_of(applications.sample(60, random_state=1), schema)
     bodies = [*rows, *({**rows[0], **change} for change in BROKEN)]
     for body in bodies:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.core.contract.schema import Schema
-from pipeline.core.settings import PromoteSettings, Thresholds
+from pipeline.core.policy import Thresholds
 from pipeline.evaluation.metrics import auc
 from pipeline.promotion.gate import Evidence, Verdict, _weighted_auc, judge, schema_changes, worse_by
+from pipeline.promotion.settings import PromoteSettings
 
 PROJECT = Path(__file__).parent.parent
 SHIPPED = PromoteSettings.load(PROJECT / "conf/promote.yaml")

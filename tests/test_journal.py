@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.settings import DecisionLogSettings
+from pipeline.core.record import DecisionLogSettings
 from service.records.log_writer import Decided, Journal
 
 APPLICATION = {"age": 30, "home": "owner", "income": None}

@@ -14,7 +14,11 @@ import pytest
 
 from pipeline.core import promoted as pointer
 from pipeline.core.errors import PromotionRefused, StoreError
+from pipeline.core.files import replace_file
+from pipeline.core.machine import now, whoami
 from pipeline.core.promoted import Promotion
+from pipeline.promotion.lock import promotion_lock
+from pipeline.promotion.pointer import reconcile, write_pointer
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -33,7 +37,7 @@ def promotion(version: int, **changes: object) -> Promotion:
             "tag": f"credit_risk_model:v{version}",
             "version": version,
             "run_id": f"run{version}",
-            "since": pointer.now(),
+            "since": now(),
             "by": "someone@somewhere",
             "why": "promote",
             "digests": {"saved_model.ubj": "0" * 64},
@@ -50,8 +54,8 @@ def test_nothing_promoted_is_no_error() -> None:
 
 def test_what_is_written_is_read(home: Path) -> None:
     first, second = promotion(1), promotion(2, previous="credit_risk_model:v1", forced=True)
-    pointer.write_pointer(first)
-    pointer.write_pointer(second)
+    write_pointer(first)
+    write_pointer(second)
     assert pointer.read_pointer() == second
     assert [record["version"] for record in pointer.history()] == [1, 2]
     assert {path.name for path in home.iterdir()} == {"promoted.json", "history.jsonl"}
@@ -64,37 +68,37 @@ def test_a_damaged_pointer_says_what_to_do(home: Path) -> None:
 
 
 def test_a_torn_history_line_is_skipped_and_not_continued(home: Path) -> None:
-    pointer.write_pointer(promotion(1))
+    write_pointer(promotion(1))
     with (home / "history.jsonl").open("ab") as file:
         file.write(b'{"tag": "credit_risk_mo')
-    pointer.write_pointer(promotion(2))
-    pointer.write_pointer(promotion(3))
+    write_pointer(promotion(2))
+    write_pointer(promotion(3))
     assert [record["version"] for record in pointer.history()] == [1, 2, 3]
 
 
 def test_a_promotion_without_its_history_line_is_known_and_completed(home: Path) -> None:
-    pointer.write_pointer(promotion(1))
-    pointer.replace_file(home / "promoted.json", promotion(2).model_dump_json().encode())
+    write_pointer(promotion(1))
+    replace_file(home / "promoted.json", promotion(2).model_dump_json().encode())
     assert [record["version"] for record in pointer.history()] == [1, 2]
-    pointer.reconcile()
-    pointer.reconcile()
+    reconcile()
+    reconcile()
     lines = (home / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["version"] for line in lines] == [1, 2]
     assert (home / "latest").read_text() == "v2"
 
 
 def test_reconciling_removes_what_a_killed_writer_left(home: Path) -> None:
-    pointer.write_pointer(promotion(1))
+    write_pointer(promotion(1))
     (home / ".promoted.json.abc.tmp").write_text("half")
     (home / "latest").write_text("")  # BentoML's own writer, killed
-    pointer.reconcile()
+    reconcile()
     assert {path.name for path in home.iterdir()} == {"promoted.json", "history.jsonl", "latest"}
     assert (home / "latest").read_text() == "v1"
 
 
 def test_promotions_give_each_version_once_with_its_newest_digests() -> None:
     for version, digest in ((1, "a"), (2, "b"), (1, "c")):
-        pointer.write_pointer(promotion(version, digests={"f": digest * 64}))
+        write_pointer(promotion(version, digests={"f": digest * 64}))
     found = [(one.version, one.digests["f"][0]) for one in pointer.promotions()]
     assert found == [(1, "c"), (2, "b")]
 
@@ -109,25 +113,25 @@ def test_readers_see_only_whole_pointers_while_it_is_replaced() -> None:
             found = pointer.read_pointer()
             seen.append(found.tag if found else "nothing")
 
-    pointer.write_pointer(promotion(1))
+    write_pointer(promotion(1))
     reader = threading.Thread(target=read)
     reader.start()
     for number in range(200):
-        pointer.write_pointer(promotion(1 + number % 2))
+        write_pointer(promotion(1 + number % 2))
     stop.set()
     reader.join()
     assert set(seen) <= tags
 
 
 def test_a_failed_write_leaves_the_old_pointer_and_no_rubbish(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pointer.write_pointer(promotion(1))
+    write_pointer(promotion(1))
 
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        pointer.write_pointer(promotion(2))
+        write_pointer(promotion(2))
     found = pointer.read_pointer()
     assert found
     assert found.version == 1
@@ -147,24 +151,24 @@ def holder() -> Iterator[multiprocessing.process.BaseProcess]:
 
 
 def _hold(held: threading.Event) -> None:
-    with pointer.promotion_lock(0):
+    with promotion_lock(0):
         held.set()
         signal.pause()
 
 
 def test_the_lock_admits_one_and_says_who_holds_it(holder: multiprocessing.process.BaseProcess) -> None:
-    with pytest.raises(PromotionRefused, match=f"process {holder.pid}"), pointer.promotion_lock(0.1):
+    with pytest.raises(PromotionRefused, match=f"process {holder.pid}"), promotion_lock(0.1):
         pytest.fail("two hold the lock")
 
 
 def test_the_lock_is_free_as_soon_as_its_holder_is_killed(holder: multiprocessing.process.BaseProcess) -> None:
     waiting = threading.Timer(0.2, holder.kill)
     waiting.start()
-    with pointer.promotion_lock(30):
+    with promotion_lock(30):
         holder.join(30)
     assert holder.exitcode == -signal.SIGKILL
 
 
 def test_who_and_when_are_told() -> None:
-    assert "@" in pointer.whoami()
-    assert pointer.now().endswith("+00:00")
+    assert "@" in whoami()
+    assert now().endswith("+00:00")

@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import load_dict
 
-from pipeline.core.promoted import Promotion, file_digests
-from pipeline.core.settings import MODEL_NAME
+from pipeline.core.files import file_digests
+from pipeline.core.promoted import MODEL_NAME, Promotion
 from tests.conftest import PROJECT
 from tests.registry import BETTER, GOOD, NARROWER, SHUFFLED, SWAPPED, THIRD, Command, Machine
 

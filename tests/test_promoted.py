@@ -11,8 +11,10 @@ import cloudpickle
 import pytest
 
 from pipeline.core.contract.schema import Schema
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, OBJECTS_FILE
-from pipeline.core.promoted import file_digests, pointer_path, version_home, write_pointer
+from pipeline.core.promoted import pointer_path, version_home
+from pipeline.promotion.pointer import write_pointer
 from service.answering.core import Core
 from service.answering.refusal import Refusal
 from tests.serving import Store, make_core

@@ -22,11 +22,13 @@ import yaml
 
 from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
 from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
-from pipeline.core.promoted import Promotion, file_digests, version_home, write_pointer
-from pipeline.core.settings import ScoreSettings
+from pipeline.core.promoted import Promotion, version_home
+from pipeline.promotion.pointer import write_pointer
 from pipeline.scoring.score import Model, Scorer, score_table
+from pipeline.scoring.settings import ScoreSettings
 from pipeline.tables.files import Batch
 from tests.conftest import DATA, PROJECT
 

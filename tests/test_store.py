@@ -17,9 +17,10 @@ import xgboost as xgb
 
 from pipeline.core.contract.schema import Schema, violations
 from pipeline.core.errors import StoreError
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
 from pipeline.core.model.features import FrameEncoder
-from pipeline.core.promoted import Promotion, file_digests
+from pipeline.core.promoted import Promotion
 from pipeline.promotion.staging import golden_rows, reference, stage
 from pipeline.promotion.store_folders import is_intact, prune
 from tests.registry import Machine

@@ -13,10 +13,11 @@ import yaml
 
 from benchmarks.big_table import write_table
 from pipeline.__main__ import main
+from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import DataError
 from pipeline.core.model.features import FrameEncoder, Matrix
-from pipeline.core.settings import MODEL_NAME, ClusterSettings, TrainSettings
+from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import auc
 from pipeline.registry.logged_model import load_parts
 from pipeline.tables.holdout import is_test_row
@@ -24,6 +25,8 @@ from pipeline.tables.labelled import ingest
 from pipeline.training import streaming as stream
 from pipeline.training.command import Prepared, prepare, xgboost_parameters
 from pipeline.training.folds import quantised
+from pipeline.training.settings import TrainSettings
+from pipeline.training.survey import TEST, TRAIN, UNLABELLED, is_streamed, survey
 from tests.conftest import DATA, PROJECT
 
 ROUNDS = 30
@@ -67,18 +70,18 @@ def train_in_memory(prepared: Prepared, values: dict[str, object]) -> Matrix:
 
 
 def test_only_long_parquet_is_streamed(streamed: TrainSettings) -> None:
-    assert stream.is_streamed(streamed)
-    assert not stream.is_streamed(streamed.model_copy(update={"search_rows": 4454}))
-    assert not stream.is_streamed(streamed.model_copy(update={"data": str(DATA), "search_rows": 1}))
+    assert is_streamed(streamed)
+    assert not is_streamed(streamed.model_copy(update={"search_rows": 4454}))
+    assert not is_streamed(streamed.model_copy(update={"data": str(DATA), "search_rows": 1}))
 
 
 def test_survey_finds_what_ingest_finds(
     streamed: TrainSettings, in_memory: tuple[TrainSettings, Prepared], schema: Schema
 ) -> None:
-    found, prepared = stream.survey(streamed, schema), in_memory[1]
+    found, prepared = survey(streamed, schema), in_memory[1]
     assert found.digest == prepared.digest
     positions = prepared.test.frame.index
-    assert np.flatnonzero(found.sides == stream.TEST).tolist() == positions.tolist()
+    assert np.flatnonzero(found.sides == TEST).tolist() == positions.tolist()
     everything = pd.concat([prepared.train.frame, prepared.test.frame]).drop_duplicates()
     assert 1700 < len(found.sample) < 2300
     assert len(found.sample.merge(everything)) == len(found.sample)
@@ -87,7 +90,7 @@ def test_survey_finds_what_ingest_finds(
 def test_streamed_model_is_the_model_of_memory(
     streamed: TrainSettings, in_memory: tuple[TrainSettings, Prepared], schema: Schema, tmp_path: Path
 ) -> None:
-    found = stream.survey(streamed, schema)
+    found = survey(streamed, schema)
     values = parameters(in_memory)
     booster = stream.fit(streamed, schema, found, values, ROUNDS)
     labels, probabilities = stream.held_out(streamed, schema, found, booster)
@@ -101,7 +104,7 @@ def test_two_workers_train_one_model_on_all_rows(
 ) -> None:
     values = parameters(in_memory)
     settings = streamed.model_copy(update={"cluster": ClusterSettings(address=scheduler)})
-    found = stream.survey(settings, schema)
+    found = survey(settings, schema)
     booster = stream.fit(settings, schema, found, values, ROUNDS)
     labels, probabilities = stream.held_out(settings, schema, found, booster)
     expected = train_in_memory(in_memory[1], values)
@@ -117,15 +120,15 @@ def test_two_workers_train_one_model_on_all_rows(
 def test_pages_are_bounded_and_complete(streamed: TrainSettings, schema: Schema, tmp_path: Path) -> None:
     write_table(tmp_path / "big", rows=200_000, rows_per_file=150_000)
     settings = streamed.model_copy(update={"data": str(tmp_path / "big"), "page_rows": 50_000})
-    found = stream.survey(settings, schema)
+    found = survey(settings, schema)
     share = stream.share_of(settings, schema, found)
-    sizes = [len(matrix) for matrix, _ in share.pages(stream.TRAIN)]
-    assert sum(sizes) == int((found.sides == stream.TRAIN).sum())
+    sizes = [len(matrix) for matrix, _ in share.pages(TRAIN)]
+    assert sum(sizes) == int((found.sides == TRAIN).sum())
     assert max(sizes) <= 50_000 + 65_536
 
 
 def test_shares_of_a_table_are_even_and_whole(streamed: TrainSettings, schema: Schema) -> None:
-    share = stream.share_of(streamed, schema, stream.survey(streamed, schema))
+    share = stream.share_of(streamed, schema, survey(streamed, schema))
     parts = share.split(2)
     assert [group for part in parts for group in part.groups] == list(share.groups)
     np.testing.assert_array_equal(np.concatenate([part.sides for part in parts]), share.sides)
@@ -142,7 +145,7 @@ def test_broken_rows_are_counted_over_all_files(streamed: TrainSettings, schema:
     raw.iloc[:2000].to_parquet(tmp_path / "a.parquet")
     raw.iloc[2000:].to_parquet(tmp_path / "b.parquet")
     with pytest.raises(DataError) as error:
-        stream.survey(streamed.model_copy(update={"data": str(tmp_path)}), schema)
+        survey(streamed.model_copy(update={"data": str(tmp_path)}), schema)
     assert str(error.value).splitlines()[1:] == [
         "  age: must be in [18, 100]: 6 rows, first at 3, 3001, 3002, 3003, 3004",
         "  status: must be ok or default: 1 row, first at 4454",
@@ -153,8 +156,8 @@ def test_unlabelled_rows_are_left_out(streamed: TrainSettings, schema: Schema, t
     raw = pd.read_csv(DATA, keep_default_na=False, na_values=[""]).assign(branch="north")
     raw.loc[:99, "status"] = None
     raw.to_parquet(tmp_path / "a.parquet")
-    found = stream.survey(streamed.model_copy(update={"data": str(tmp_path)}), schema)
-    assert (found.sides == stream.UNLABELLED).tolist() == [True] * 100 + [False] * 4354
+    found = survey(streamed.model_copy(update={"data": str(tmp_path)}), schema)
+    assert (found.sides == UNLABELLED).tolist() == [True] * 100 + [False] * 4354
     assert "dropped 100 rows without a label in status" in found.notes
     assert "ignored columns that the contract does not know: branch" in found.notes
 

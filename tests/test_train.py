@@ -26,11 +26,11 @@ from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
-from pipeline.core.settings import TrainSettings
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.holdout import is_test_row
 from pipeline.training.folds import FoldSet, FoldSettings
 from pipeline.training.search import finished_trials, open_study, search
+from pipeline.training.settings import TrainSettings
 from pipeline.training.tracking import TrialWriter, parent_run
 from pipeline.training.workers import InProcess
 from tests.conftest import PROJECT, Project, copy_project
@@ -227,7 +227,7 @@ def test_a_complete_study_is_logged_again_and_says_so(project: Project, first: d
     (("--data", "renamed.csv"), {}, "required columns are absent: age; columns unknown to the contract: years"),
     (("--data", "broken.csv"), {}, "age: must be in [18, 100]: 2 rows, first at 1, 3"),
     (("--schema", "nowhere.yaml"), {}, "nowhere.yaml: cannot be read"),
-    ((), {"trails": 3}, "trails: unknown key; allowed: data, contract"),
+    ((), {"trails": 3}, "trails: unknown key; allowed: data, experiment"),
     ((), {"folds": 1}, "folds: Input should be greater than or equal to 2, received 1"),
     ((), {"search_space": {"etta": {"low": 0, "high": 1}}}, "etta"),
     ((), {"first_trial": {}}, "first_trial and search_space must name the same parameters"),

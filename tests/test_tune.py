@@ -14,10 +14,10 @@ import pytest
 from distributed import Client
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ClusterError, ConfigError
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
-from pipeline.core.settings import ClusterSettings, TrainSettings
 from pipeline.training.folds import FoldScore, FoldSet, FoldSettings
 from pipeline.training.search import (
     Best,
@@ -28,6 +28,7 @@ from pipeline.training.search import (
     study_inputs,
     study_name,
 )
+from pipeline.training.settings import TrainSettings
 from pipeline.training.workers import InProcess, Pool, open_pool
 from tests.conftest import PROJECT
 

@@ -29,3 +29,9 @@ class StoreError(PipelineError):
 
 class PromotionRefused(PipelineError):
     """The gate, another promotion under way or a failed check refused a promotion."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its class where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,16 +1,38 @@
-"""Probabilities of default in, decisions out, by the two thresholds of ``conf/serve.yaml``."""
+"""The policy: from a probability of default to a decision."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
-from pipeline.core.settings import Thresholds
+from pipeline.core.settings import Settings
 
 Status = Literal["APPROVED", "MAYBE", "DECLINED"]
 STATUSES: tuple[Status, ...] = ("APPROVED", "MAYBE", "DECLINED")
+
+
+class Thresholds(Settings):
+    """Where one decision ends and the next begins, as probabilities of default in [0, 1]."""
+
+    maybe_above: float = Field(ge=0, le=1)
+    """Above it a person looks at the application (MAYBE); up to it, it is APPROVED."""
+    declined_above: float = Field(ge=0, le=1)
+    """Above it the application is DECLINED."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.maybe_above > self.declined_above:
+            raise ValueError("maybe_above must not exceed declined_above")
+        return self
+
+
+class Policy(Settings):
+    """``conf/policy.yaml``: how probabilities of default become decisions."""
+
+    thresholds: Thresholds
 
 
 def decide(probability: float, thresholds: Thresholds) -> Status:

@@ -11,24 +11,17 @@ can be derived: `reconcile` completes it after a crash.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import getpass
-import hashlib
 import json
 import os
-import socket
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.core.errors import PromotionRefused, StoreError
-from pipeline.core.settings import MODEL_NAME
-from pipeline.promotion.failpoint import failpoint
+from pipeline.core.errors import StoreError
+
+MODEL_NAME = "credit_risk_model"
+"""The registered model in MLflow and the model in the BentoML store."""
 
 
 class Promotion(BaseModel):
@@ -98,49 +91,6 @@ def read_pointer(name: str = MODEL_NAME) -> Promotion | None:
         ) from None
 
 
-def file_digests(folder: Path) -> dict[str, str]:
-    """Sha256 of every file below a folder, by its relative path: 64 hex digits each."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def write_pointer(promotion: Promotion, name: str = MODEL_NAME) -> None:
-    """Make a version the promoted one, atomically and durably, and append it to the history."""
-    replace_file(pointer_path(name), promotion.model_dump_json(indent=2).encode() + b"\n")
-    failpoint("after-pointer")
-    append_history(promotion.model_dump(), name)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file's content so that a reader, after any crash, sees the old or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes it private to its writer; the service may run as another user.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def history(name: str = MODEL_NAME) -> list[dict[str, Any]]:
     """Every promotion, rollback and sync on this machine, oldest first.
 
@@ -168,123 +118,8 @@ def promotions(name: str = MODEL_NAME) -> list[Promotion]:
     return list(newest.values())
 
 
-def append_history(record: Mapping[str, Any], name: str = MODEL_NAME) -> None:
-    """Append one line to the history and flush it."""
-    line = json.dumps(record).encode() + b"\n"
-    with _history_path(name).open("a+b") as file:
-        # A crash or a full disk may have cut the last line: the next one must not continue it.
-        file.write(line if _ends_with_newline(file) else b"\n" + line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def reconcile(name: str = MODEL_NAME) -> None:
-    """Complete on this machine what a killed promotion left undone. Idempotent; call it under the lock.
-
-    Afterwards the history ends with the pointer's promotion, ``latest`` names the promoted version whole, and no
-    temporary file is left.
-    """
-    if not model_home(name).is_dir():
-        return
-    for temporary in model_home(name).glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
-    promoted = read_pointer(name)
-    if promoted is None:
-        return
-    if promoted.model_dump() not in _recorded(name)[-1:]:
-        append_history(promoted.model_dump(), name)
-    write_latest(promoted.tag)
-
-
-def is_settled(promotion: Promotion, name: str = MODEL_NAME) -> bool:
-    """Whether MLflow's alias is known to have followed this promotion."""
-    try:
-        return _settled_path(name).read_text() == promotion.since
-    except FileNotFoundError:
-        return False
-
-
-def mark_settled(promotion: Promotion, name: str = MODEL_NAME) -> None:
-    """Remember that MLflow's alias followed this promotion."""
-    replace_file(_settled_path(name), promotion.since.encode())
-
-
-def write_latest(tag: str) -> None:
-    """Make BentoML's ``latest`` name this version, whole at every moment."""
-    name, _, version = tag.partition(":")
-    path = model_home(name) / "latest"
-    if not path.is_file() or path.read_bytes() != version.encode():
-        replace_file(path, version.encode())
-
-
-def work_home(name: str = MODEL_NAME) -> Path:
-    """Hidden folder for the lock and for what is not in the store yet: on its filesystem, outside its listings."""
-    return store_home() / f".{name}"
-
-
-@contextlib.contextmanager
-def promotion_lock(seconds: float, name: str = MODEL_NAME) -> Iterator[None]:
-    """Hold the right to change what is promoted on this machine.
-
-    The kernel releases it when the process ends, however it ends.
-
-    Parameters
-    ----------
-    seconds
-        How long to wait for another command.
-
-    Raises
-    ------
-    PromotionRefused
-        Another command held it all that time.
-    """
-    path = work_home(name) / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _acquire(file, time.monotonic() + seconds)
-        with contextlib.suppress(OSError):  # who holds it is a courtesy: a full disk must not stop a rollback
-            file.truncate(0)
-            file.write(f"{whoami()}, process {os.getpid()}, since {now()}".encode())
-            file.flush()
-        yield
-
-
-def whoami() -> str:
-    """``user@host`` of this process."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
-def now() -> str:
-    """The present moment: ISO 8601, UTC, to the microsecond."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _acquire(file: IO[bytes], deadline: float) -> None:
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                holder = file.read().decode(errors="replace") or "unknown"
-                raise PromotionRefused(
-                    f"one promotion at a time: another is under way ({holder}); try again when it has ended"
-                ) from None
-            time.sleep(0.05)
-        else:
-            return
-
-
 def _history_path(name: str) -> Path:
     return model_home(name) / "history.jsonl"
-
-
-def _settled_path(name: str) -> Path:
-    return work_home(name) / "settled"
 
 
 def _recorded(name: str) -> list[dict[str, Any]]:
@@ -293,13 +128,6 @@ def _recorded(name: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [record for record in map(_parse, lines) if record]
-
-
-def _ends_with_newline(file: IO[bytes]) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.core.model.features import Matrix
-from pipeline.core.settings import Thresholds
+from pipeline.core.policy import Thresholds
 from pipeline.evaluation.metrics import Labels, Probabilities, auc, calibration_curve, cumulative_shares, ks
 
 GOOD, BAD, MUTED = "#2c7fb8", "#d95f0e", "#8c8c8c"

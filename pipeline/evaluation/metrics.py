@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from pipeline.core.policy import STATUSES, Status, decide_many
-from pipeline.core.settings import Thresholds
+from pipeline.core.policy import STATUSES, Status, Thresholds, decide_many
 
 Labels = npt.NDArray[np.floating]
 Probabilities = npt.NDArray[np.floating]

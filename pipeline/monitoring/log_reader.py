@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,8 @@ import pyarrow as pa
 
 from pipeline.core.errors import DataError
 from pipeline.core.policy import STATUSES
-from pipeline.core.settings import DECISION_FILE, ServeSettings, conf_folder
+from pipeline.core.record import DECISION_FILE, decision_log_settings
+from pipeline.monitoring.request import DecisionsRequest
 from pipeline.report import Report
 from pipeline.tables.files import open_sink
 
@@ -41,12 +41,12 @@ class Decisions:
     broken_lines: int
 
 
-def run(options: Namespace) -> Report:
+def run(request: DecisionsRequest) -> Report:
     """Read the decision log, and write it as one table if asked to."""
-    found = read_decisions(_folder(options.folder), since=options.since, model=options.model)
-    if options.output:
-        _write(found.frame, Path(options.output))
-    return _report(found, options.output)
+    found = read_decisions(_folder(request), since=request.since, model=request.model)
+    if request.output:
+        _write(found.frame, request.output)
+    return _report(found, request.output)
 
 
 def read_decisions(folder: str | Path, since: datetime | None = None, model: str | None = None) -> Decisions:
@@ -112,11 +112,10 @@ def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.sort_values("time", kind="stable", ignore_index=True)
 
 
-def _folder(given: str | None) -> Path:
-    if given:
-        return Path(given)
-    conf = conf_folder()
-    return conf.parent / ServeSettings.load(conf / "serve.yaml").decision_log.folder
+def _folder(request: DecisionsRequest) -> Path:
+    if request.folder:
+        return request.folder
+    return request.conf.parent / decision_log_settings(request.conf / "serve.yaml").folder
 
 
 def _utc(moment: datetime) -> datetime:
@@ -131,7 +130,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
             sink.write(batch)
 
 
-def _report(found: Decisions, output: str | None) -> Report:
+def _report(found: Decisions, output: Path | None) -> Report:
     frame = found.frame
     data: dict[str, Any] = {"decisions": len(frame), "broken_lines": found.broken_lines, "models": _models(frame)}
     lines = [f"{len(frame)} decisions"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import StoreError
 from pipeline.core.promoted import Promotion, read_pointer, version_home
+from pipeline.packaging.request import PackageRequest
 from pipeline.report import Report
 
 PINNED = "pinned"
@@ -23,7 +23,7 @@ _SOURCES = ("service", "pipeline", "conf", "requirements.serve.lock")
 _BUILD_FILE = "service/bentofile.yaml"
 
 
-def run(options: argparse.Namespace) -> Report:
+def run(request: PackageRequest) -> Report:
     """Build a Bento that serves without mlflow, optuna and the training side.
 
     Raises
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> Report:
     StoreError
         Nothing is promoted, the promoted version fails a check, or BentoML cannot build.
     """
-    promotion = None if options.unpinned else _checked_promotion()
+    promotion = None if request.unpinned else _checked_promotion()
     with _build_context(Path.cwd(), promotion) as context:
         built = _build(context, promotion)
     return Report(_summary(built, promotion), {**built, "pinned": promotion.tag if promotion else None})

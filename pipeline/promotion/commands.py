@@ -12,30 +12,22 @@ import contextlib
 import signal
 import sys
 import threading
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import ConfigError, PipelineError, PromotionRefused, StoreError, TrackingError
-from pipeline.core.promoted import (
-    Promotion,
-    history,
-    is_settled,
-    mark_settled,
-    now,
-    promotion_lock,
-    promotions,
-    read_pointer,
-    reconcile,
-    version_home,
-    whoami,
-    write_pointer,
-)
-from pipeline.core.settings import CONF, PromoteSettings, ServeSettings
+from pipeline.core.errors import PipelineError, PromotionRefused, StoreError, TrackingError
+from pipeline.core.machine import now, whoami
+from pipeline.core.policy import Policy
+from pipeline.core.promoted import Promotion, history, promotions, read_pointer, version_home
 from pipeline.promotion import store_folders as versions
+from pipeline.promotion.alias import Settling, settle
 from pipeline.promotion.failpoint import failpoint
+from pipeline.promotion.lock import promotion_lock
+from pipeline.promotion.pointer import is_settled, mark_settled, reconcile, write_pointer
+from pipeline.promotion.request import PromoteRequest, RollbackRequest, StatusRequest, SyncRequest
+from pipeline.promotion.settings import PromoteSettings
 from pipeline.registry import client as champion
 from pipeline.report import Report
 
@@ -46,11 +38,8 @@ if TYPE_CHECKING:
 BEST_BY = "test_log_loss"
 """Metric of the training run by which ``--best`` chooses: lower is better."""
 
-CANDIDATE = "candidate"
-"""Alias of the version trained last."""
 
-
-def promote(options: Namespace) -> Report:
+def promote(request: PromoteRequest) -> Report:
     """Judge a candidate and, if the gate lets it pass, make it the version that answers.
 
     Raises
@@ -58,22 +47,20 @@ def promote(options: Namespace) -> Report:
     PipelineError
         Nothing could be judged or stored; what was promoted still is.
     """
-    settings = PromoteSettings.load(options.config, data=options.data)
-    if options.force and not options.reason:
-        raise ConfigError("--force must say why; add --reason TEXT")
+    settings = PromoteSettings.load(request.settings_file, data=request.data)
     with _changing(settings):
-        if not options.dry_run:
+        if not request.dry_run:
             _settle_earlier()
-        candidate = _chosen(options)
+        candidate = _chosen(request)
         named = champion.by_alias(champion.CHAMPION)
         current = _current()
         agreed = named is None or named.number == candidate.number
-        if current and agreed and _is_same(current, candidate) and not options.dry_run:
+        if current and agreed and _is_same(current, candidate) and not request.dry_run:
             return _already(current, candidate, settings)
-        return _promote(candidate, named or _local_champion(current), options, settings)
+        return _promote(candidate, named or _local_champion(current), request, settings)
 
 
-def rollback(options: Namespace) -> Report:
+def rollback(request: RollbackRequest) -> Report:
     """Make an earlier promoted version answer again, from this machine's store, with MLflow reachable or not.
 
     Raises
@@ -81,17 +68,17 @@ def rollback(options: Namespace) -> Report:
     PipelineError
         There is no such version, or it is not what it was; what was promoted still is.
     """
-    settings = PromoteSettings.load(options.config)
+    settings = PromoteSettings.load(request.settings_file)
     # Started first: it imports MLflow while this process opens the stored model.
-    settling = champion.Settling() if champion.is_reachable() else None
+    settling = Settling() if champion.is_reachable() else None
     try:
         with _changing(settings):
             current = _current()
-            target = _earlier(current, options.to)
+            target = _earlier(current, request.to)
             if current and target.tag == current.tag:
                 return Report(f"{target.tag} is promoted already; nothing to do", _data(current, changed=False))
             _check_whole(target)
-            promotion = _succeed(target, _why("rollback", options.reason))
+            promotion = _succeed(target, _why("rollback", request.reason))
             write_pointer(promotion)
             notes = _complete(promotion, settings, settling)
     finally:
@@ -100,7 +87,7 @@ def rollback(options: Namespace) -> Report:
     return _done("rolled back to", promotion, notes)
 
 
-def sync(options: Namespace) -> Report:
+def sync(request: SyncRequest) -> Report:
     """Make this machine's store serve what MLflow's `champion` says, once or until told to end.
 
     Raises
@@ -108,13 +95,13 @@ def sync(options: Namespace) -> Report:
     PipelineError
         MLflow cannot be asked, or its champion not be stored; what was promoted still is.
     """
-    settings = PromoteSettings.load(options.config)
-    if options.watch is None:
+    settings = PromoteSettings.load(request.settings_file)
+    if request.watch is None:
         return _follow(settings)
-    return _watch(settings, options.watch)
+    return _watch(settings, request.watch)
 
 
-def status(options: Namespace) -> Report:
+def status(_: StatusRequest) -> Report:
     """Show what is promoted, and the history."""
     promoted, records = read_pointer(), history()
     if promoted is None:
@@ -146,22 +133,22 @@ class _Judged:
 def _promote(
     candidate: champion.ModelVersion,
     defender: champion.ModelVersion | None,
-    options: Namespace,
+    request: PromoteRequest,
     settings: PromoteSettings,
 ) -> Report:
     """Stage, judge, and unless refused install the candidate and move the pointer."""
     with versions.workbench() as bench:
         stored = _stored(candidate, bench)
-        judged = _judge(candidate, stored, defender, options, settings)
+        judged = _judge(candidate, stored, defender, request, settings)
         data = {"candidate": candidate.tag, "verdict": judged.outcome, "rules": judged.verdict.document()}
-        if options.dry_run:
+        if request.dry_run:
             return Report(f"{judged.text}\ndry run: {judged.outcome}; nothing was changed", data)
         _log(candidate, judged)
         failpoint("after-verdict")
         if judged.outcome == "refused":
             return Report(judged.text, {**data, "changed": False}, failure=_refusal(candidate, judged))
         _check_undisputed(defender)
-        why = _why("promote", options.reason)
+        why = _why("promote", request.reason)
         promotion = _entered(candidate, stored, why, replaces=defender, forced=judged.forced)
     notes = _complete(promotion, settings)
     report = _done("promoted", promotion, notes)
@@ -172,16 +159,16 @@ def _judge(
     candidate: champion.ModelVersion,
     stored: Stored,
     defender: champion.ModelVersion | None,
-    options: Namespace,
+    request: PromoteRequest,
     settings: PromoteSettings,
 ) -> _Judged:
     from pipeline.promotion.evidence import gather
     from pipeline.promotion.gate import judge
 
     evidence, basis = gather(candidate, stored, defender, settings.data)
-    thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
-    verdict = judge(evidence, settings, thresholds, allow_schema_change=options.allow_schema_change)
-    return _Judged(verdict, basis, forced=options.force and not verdict.passed and verdict.can_be_forced)
+    thresholds = Policy.load(request.conf / "policy.yaml").thresholds
+    verdict = judge(evidence, settings, thresholds, allow_schema_change=request.allow_schema_change)
+    return _Judged(verdict, basis, forced=request.force and not verdict.passed and verdict.can_be_forced)
 
 
 def _log(candidate: champion.ModelVersion, judged: _Judged) -> None:
@@ -284,7 +271,7 @@ def _settle_earlier() -> None:
     """Let MLflow's alias follow an earlier promotion of this machine, if it could not then."""
     with contextlib.suppress(StoreError):
         promoted = read_pointer()
-        if promoted and not is_settled(promoted) and champion.settle(promoted) == promoted.version:
+        if promoted and not is_settled(promoted) and settle(promoted) == promoted.version:
             mark_settled(promoted)
 
 
@@ -296,16 +283,18 @@ def _current() -> Promotion | None:
         return next(iter(promotions()), None)
 
 
-def _chosen(options: Namespace) -> champion.ModelVersion:
-    if options.version:
-        return champion.by_number(options.version)
-    if options.run_id:
-        return champion.by_run(options.run_id)
-    if options.best:
+def _chosen(request: PromoteRequest) -> champion.ModelVersion:
+    if request.version:
+        return champion.by_number(request.version)
+    if request.run_id:
+        return champion.by_run(request.run_id)
+    if request.best:
         return champion.lowest(BEST_BY)
-    candidate = champion.by_alias(CANDIDATE)
+    candidate = champion.by_alias(champion.CANDIDATE)
     if candidate is None:
-        raise TrackingError(f"no version has the alias {CANDIDATE}; train one, or name one with --version N")
+        raise TrackingError(
+            f"no version has the alias {champion.CANDIDATE}; train one, or name one with --version N"
+        )
     return candidate
 
 
@@ -427,9 +416,7 @@ def _check_whole(target: Promotion) -> None:
         raise PromotionRefused(f"{target.tag} must be as it was promoted: {error}; {cure}") from error
 
 
-def _complete(
-    promotion: Promotion, settings: PromoteSettings, settling: champion.Settling | None = None
-) -> list[str]:
+def _complete(promotion: Promotion, settings: PromoteSettings, settling: Settling | None = None) -> list[str]:
     """Do what follows the pointer; what cannot be done now is told, and done by the next command.
 
     The promotion counts already: nothing here may undo it.
@@ -449,10 +436,10 @@ def _complete(
     return notes
 
 
-def _settle(promotion: Promotion, settings: PromoteSettings, settling: champion.Settling | None) -> list[str]:
+def _settle(promotion: Promotion, settings: PromoteSettings, settling: Settling | None) -> list[str]:
     if is_settled(promotion):
         return []
-    named = settling.finish(promotion, settings.alias_seconds) if settling else champion.settle(promotion)
+    named = settling.finish(promotion, settings.alias_seconds) if settling else settle(promotion)
     if named != promotion.version:
         return [f"MLflow's champion is v{named}, promoted elsewhere: the next sync follows it"]
     mark_settled(promotion)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from pipeline.core.contract.schema import Field, Schema
 from pipeline.core.model.bundle import TOLERANCE
-from pipeline.core.policy import STATUSES, decide_many
-from pipeline.core.settings import ApprovalSettings, ChampionSettings, PromoteSettings, Thresholds
+from pipeline.core.policy import STATUSES, Thresholds, decide_many
 from pipeline.evaluation.metrics import Floats, Labels, Probabilities, metrics
+from pipeline.promotion.settings import ApprovalSettings, ChampionSettings, PromoteSettings
 
 _CELLS = 4_000_000
 """Cells of one block of bootstrap weights: 32 MB."""

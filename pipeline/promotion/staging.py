@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.contract.schema import Field, Schema
-from pipeline.core.errors import PipelineError, StoreError, TrackingError
+from pipeline.core.errors import PipelineError, StoreError, TrackingError, first_line
+from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, SCHEMA, VECTORIZER, Bundle, open_bundle
-from pipeline.core.promoted import file_digests, version_home
+from pipeline.core.promoted import version_home
 from pipeline.promotion.failpoint import failpoint
 from pipeline.registry.logged_model import Parts, load_parts
 
@@ -106,7 +107,7 @@ def reference(uri: str, rows: list[dict[str, Any]]) -> list[float]:
     except PipelineError:
         raise
     except Exception as error:  # the model is code, and may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise TrackingError(f"{uri}: must load and predict with MLflow, failed: {reason}") from error
     return [float(probability) for probability in np.asarray(predicted).ravel()]
 
@@ -147,7 +148,7 @@ def _save(parts: Parts, tag: str, bench: Path, golden: Mapping[str, Any], metada
     except OSError:
         raise
     except Exception as error:  # XGBoost's and BentoML's own errors share no base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise StoreError(f"{tag}: cannot be saved as a BentoML model: {reason}; check space and rights") from error
     finally:
         BentoMLContainer.model_store.reset()

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.core.promoted import file_digests, model_home, sync_folder, version_home, work_home
-from pipeline.core.settings import MODEL_NAME
+from pipeline.core.files import file_digests, flush
+from pipeline.core.promoted import MODEL_NAME, model_home, version_home
 from pipeline.promotion.failpoint import failpoint
+from pipeline.promotion.lock import work_home
 
 
 @contextlib.contextmanager
@@ -52,14 +53,14 @@ def install(folder: Path, tag: str) -> None:
     """
     target = version_home(tag)
     for path in folder.rglob("*"):
-        _flush(path)
-    sync_folder(folder)
+        flush(path)
+    flush(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         _put_aside(tag)
         failpoint("after-aside")
     os.replace(folder, target)
-    sync_folder(target.parent)
+    flush(target.parent)
     failpoint("after-rename")
 
 
@@ -70,7 +71,7 @@ def restore(tag: str, digests: Mapping[str, str]) -> None:
         return
     shutil.rmtree(target, ignore_errors=True)
     os.replace(kept, target)
-    sync_folder(target.parent)
+    flush(target.parent)
 
 
 def prune(keep: int, order: Sequence[str], protected: Sequence[str | None]) -> list[str]:
@@ -109,14 +110,6 @@ def _aside() -> Path:
 def _put_aside(tag: str) -> None:
     _aside().mkdir(parents=True, exist_ok=True)
     os.replace(version_home(tag), _aside() / version_home(tag).name)
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir():
-        sync_folder(path)
-        return
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _stored_tags() -> list[str]:

@@ -7,25 +7,23 @@ do without it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core.errors import TrackingError
-from pipeline.core.promoted import Promotion
-from pipeline.core.settings import MODEL_NAME
-from pipeline.promotion.failpoint import failpoint
+from pipeline.core.errors import TrackingError, first_line
+from pipeline.core.promoted import MODEL_NAME
 
 CHAMPION = "champion"
 """Alias of the promoted version."""
+
+CANDIDATE = "candidate"
+"""Alias of the version trained last."""
 
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -103,8 +101,8 @@ def by_alias(alias: str) -> ModelVersion | None:
     TrackingError
         MLflow cannot be asked.
     """
-    with _asking() as client:
-        number = _aliased(client, alias)
+    with asking() as client:
+        number = aliased(client, alias)
         return None if number is None else _version(client, number)
 
 
@@ -116,7 +114,7 @@ def by_number(number: int) -> ModelVersion:
     TrackingError
         There is none, or MLflow cannot be asked.
     """
-    with _asking() as client:
+    with asking() as client:
         return _version(client, number)
 
 
@@ -149,35 +147,6 @@ def lowest(metric: str) -> ModelVersion:
     return min(scored, key=lambda version: version.metrics[metric])
 
 
-def settle(promotion: Promotion) -> int | None:
-    """Let the alias `CHAMPION` and the version's tags say what this machine promoted.
-
-    The alias moves only from what it named before the promotion: if it names anything else, somebody has
-    promoted since, and theirs is the newer word. MLflow has no compare-and-swap for aliases, so two machines that
-    promote within the few milliseconds between the look and the move can still both move it; the last one
-    wins, and the other machine follows with its next ``sync``.
-
-    Returns
-    -------
-    int or None
-        The version that the alias names now.
-
-    Raises
-    ------
-    TrackingError
-        MLflow cannot be asked.
-    """
-    with _asking() as client:
-        seen = _aliased(client, CHAMPION)
-        if seen not in {None, promotion.version, *promotion.replaces}:
-            return seen
-        if seen != promotion.version:
-            client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(promotion.version))
-        failpoint("after-alias")
-        _tag(client, promotion)
-        return promotion.version
-
-
 def log_verdict(version: ModelVersion, document: Mapping[str, Any], tags: Mapping[str, str], file: str) -> None:
     """Keep what the gate said with the run that it judged: a JSON artifact and tags.
 
@@ -186,74 +155,15 @@ def log_verdict(version: ModelVersion, document: Mapping[str, Any], tags: Mappin
     TrackingError
         MLflow cannot be asked.
     """
-    with _asking() as client:
+    with asking() as client:
         client.log_dict(version.run_id, dict(document), file)
         for key, value in tags.items():
             client.set_tag(version.run_id, key, value)
             client.set_model_version_tag(MODEL_NAME, str(version.number), key, value)
 
 
-class Settling:
-    """`settle` in a process of its own, which imports MLflow while this one does other work, and can be ended.
-
-    A rollback is for emergencies: importing MLflow must not delay it, and no hanging server may hold it.
-    """
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from pipeline.registry.client import answer; answer()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def finish(self, promotion: Promotion, seconds: float) -> int | None:
-        """Settle, as `settle` does, within a time.
-
-        Raises
-        ------
-        TrackingError
-            MLflow could not be asked within the time.
-        """
-        try:
-            output, _ = self._process.communicate(promotion.model_dump_json(), timeout=seconds)
-            answer = json.loads(output or "{}")
-        except (subprocess.TimeoutExpired, ValueError):
-            self.abandon()
-            answer = {"error": f"MLflow at {shown_address()} did not answer within {seconds:g} s"}
-        if "champion" not in answer:
-            raise TrackingError(answer.get("error", f"MLflow at {shown_address()} could not be asked"))
-        champion: int | None = answer["champion"]
-        return champion
-
-    def abandon(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-
-def answer() -> None:
-    """Be the process of `Settling`: one promotion on stdin, one JSON object on stdout."""
-    with contextlib.suppress(TrackingError), _asking():
-        pass  # imports MLflow and opens its store, while the other process looks at the stored model
-    text = sys.stdin.read()
-    if text:
-        sys.stdout.write(json.dumps(_answer(text)))
-        sys.stdout.flush()
-    # Nothing is left to do, and MLflow's modules take half a second to tear down.
-    os._exit(0)
-
-
-def _answer(text: str) -> dict[str, Any]:
-    try:
-        return {"champion": settle(Promotion.model_validate_json(text))}
-    except TrackingError as error:
-        return {"error": str(error)}
-
-
 @contextlib.contextmanager
-def _asking() -> Iterator[Any]:
+def asking() -> Iterator[Any]:
     """MLflow's client; whatever it raises becomes one line."""
     if not is_reachable():
         raise TrackingError(f"MLflow at {shown_address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
@@ -267,7 +177,7 @@ def _asking() -> Iterator[Any]:
     try:
         yield MlflowClient()
     except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)[:300]
         raise TrackingError(f"MLflow at {shown_address()}: {reason}") from error
 
 
@@ -277,7 +187,8 @@ def _absence() -> str:
     return "no answer; start the server"
 
 
-def _aliased(client: Any, alias: str) -> int | None:
+def aliased(client: Any, alias: str) -> int | None:
+    """Version that an alias of `MODEL_NAME` names; None if there is no such alias."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -290,7 +201,7 @@ def _aliased(client: Any, alias: str) -> int | None:
 
 
 def _numbers(condition: str) -> list[int]:
-    with _asking() as client:
+    with asking() as client:
         found: list[int] = []
         token = None
         while True:
@@ -315,10 +226,3 @@ def _version(client: Any, number: int) -> ModelVersion:
             ) from None
         raise
     return ModelVersion(number, version.run_id, dict(run.params), dict(run.metrics))
-
-
-def _tag(client: Any, promotion: Promotion) -> None:
-    """Tag the version with this promotion, one tag for each: the version's own history."""
-    moment = "".join(character for character in promotion.since if character.isalnum() or character in ".-")
-    event = promotion.model_dump(include={"since", "by", "why", "forced", "previous"})
-    client.set_model_version_tag(MODEL_NAME, str(promotion.version), f"promotion.{moment}", json.dumps(event))

@@ -1,12 +1,11 @@
 """Booster, DictVectorizer and contract in, a version of the registered MLflow model out, and back.
 
 The model's ``artifacts`` folder holds ``booster.ubj``, ``vectorizer.skops`` and ``schema.yaml``; the code that
-joins them is ``pipeline/registry/pyfunc.py``. Nothing is pickled: a model can be opened without trusting who wrote it.
+joins them is ``pipeline/registry/pyfunc.py``. Nothing is pickled: opening a model needs no trust in who wrote it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -19,22 +18,21 @@ import yaml
 from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.schema import Schema, load_schema
-from pipeline.core.errors import TrackingError
+from pipeline.core.errors import TrackingError, first_line
+from pipeline.core.files import sha256
 from pipeline.core.model.features import feature_names_digest
-from pipeline.core.settings import MODEL_NAME
+from pipeline.core.promoted import MODEL_NAME
+from pipeline.registry.client import CANDIDATE
 
 BOOSTER, VECTORIZER, SCHEMA = "booster", "vectorizer", "schema"
 FILES = {BOOSTER: "booster.ubj", VECTORIZER: "vectorizer.skops", SCHEMA: "schema.yaml"}
 """Names of the parts, and of their files in the model's ``artifacts`` folder."""
 
-CANDIDATE = "candidate"
-"""Alias of the version trained last."""
-
 DIGESTS, SCHEMA_DIGEST, FEATURES_DIGEST = "digests", "schema_digest", "features_digest"
 """Keys of the model's metadata: sha256 of each file, of the contract, of the column names in order."""
 
 DATA, DATA_DIGEST, SEED, TEST_SHARE = "train.data", "train.data_digest", "train.seed", "train.test_share"
-"""Parameters of the training run that say which rows the model was held out from: see `pipeline.tables.holdout`."""
+"""Parameters of the training run that say which rows were held out: see `pipeline.tables.holdout`."""
 
 _REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "scikit-learn", "skops", "typing-extensions",
@@ -107,7 +105,7 @@ def load_parts(uri: str) -> Parts:
         folder = Path(download_artifacts(artifact_uri=uri))
         metadata = Model.load(str(folder)).metadata or {}
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise TrackingError(f"{uri}: cannot be loaded ({reason}); name a model that is registered") from None
     # A damaged booster file can crash the process that reads it: digests first.
     _verify(folder / "artifacts", metadata.get(DIGESTS), uri)
@@ -131,7 +129,7 @@ def pinned(uri: str) -> str:
     try:
         return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise TrackingError(f"{uri}: cannot be found ({reason}); name a model that is registered") from None
 
 
@@ -172,7 +170,7 @@ def read_parts(folder: Path) -> Parts:
 
 def _digests(folder: Path, vectorizer: DictVectorizer, schema: Schema) -> dict[str, Any]:
     return {
-        DIGESTS: {name: _sha256(folder / name) for name in FILES.values()},
+        DIGESTS: {name: sha256((folder / name).read_bytes()) for name in FILES.values()},
         SCHEMA_DIGEST: schema.digest,
         FEATURES_DIGEST: feature_names_digest(vectorizer),
     }
@@ -182,9 +180,5 @@ def _verify(folder: Path, digests: Mapping[str, str] | None, uri: str) -> None:
     if digests is None:
         raise TrackingError(f"{uri}: must be a model logged by `python -m pipeline train`, and holds no digests")
     for name in FILES.values():
-        if not (folder / name).is_file() or _sha256(folder / name) != digests.get(name):
+        if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digests.get(name):
             raise TrackingError(f"{uri}: {name} is absent or altered since it was logged; train or restore it")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -6,7 +6,6 @@ the threads overlap; with a Dask cluster the batches go to its workers instead, 
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +25,14 @@ from pipeline.cluster import cluster_failures, connect
 from pipeline.core.contract.columns import as_numbers
 from pipeline.core.contract.schema import Schema, check_columns, violations
 from pipeline.core.errors import DataError, StoreError
+from pipeline.core.machine import available_cores
 from pipeline.core.model.bundle import open_bundle
 from pipeline.core.model.features import FrameEncoder, Matrix
-from pipeline.core.policy import STATUSES, decide_many
+from pipeline.core.policy import STATUSES, Policy, Thresholds, decide_many
 from pipeline.core.promoted import read_pointer, version_home
-from pipeline.core.settings import CONF, ScoreSettings, ServeSettings, Thresholds, available_cores
 from pipeline.report import Report
+from pipeline.scoring.request import ScoreRequest
+from pipeline.scoring.settings import ScoreSettings
 from pipeline.tables.files import CSV, PARQUET, Batch, Sink, Source, open_sink, open_source, read_ahead
 
 APPENDED = {"probability": pa.float32(), "decision": pa.string(), "model": pa.string()}
@@ -129,27 +130,22 @@ class Counts(NamedTuple):
 Submit = Callable[[pa.RecordBatch], "Future[Scored]"]
 
 
-def run(options: Namespace) -> Report:
+def run(request: ScoreRequest) -> Report:
     """Score a table.
-
-    Parameters
-    ----------
-    options
-        ``input, output, rejects, model, config, threads`` of the command line.
 
     Raises
     ------
     PipelineError
         Table, model, cluster or target are not usable; no file is left behind.
     """
-    settings = ScoreSettings.load(options.config, threads=options.threads)
-    output = Path(options.output)
-    files = Files(output, Path(options.rejects) if options.rejects else output.with_suffix(".rejects.csv"))
-    _check_places(Path(options.input), files)
-    source = open_source(options.input)
-    model = _open_model(options.model)
+    settings = ScoreSettings.load(request.config or request.conf / "score.yaml", threads=request.threads)
+    thresholds = Policy.load(request.conf / "policy.yaml").thresholds
+    files = Files(request.output, request.rejects or request.output.with_suffix(".rejects.csv"))
+    _check_places(request.input, files)
+    source = open_source(request.input)
+    model = _open_model(request.model)
     _check_header(source.schema, model.schema)
-    return _report(score_file(source, model, settings, files), model.name, files)
+    return _report(score_file(source, model, settings, thresholds, files), model.name, files)
 
 
 def score_table(
@@ -250,7 +246,9 @@ class _Rejects:
         return self._sink
 
 
-def score_file(source: Source, model: Model, settings: ScoreSettings, files: Files) -> Counts:
+def score_file(
+    source: Source, model: Model, settings: ScoreSettings, thresholds: Thresholds, files: Files
+) -> Counts:
     """Score a table into files that appear whole or not at all.
 
     Raises
@@ -258,7 +256,6 @@ def score_file(source: Source, model: Model, settings: ScoreSettings, files: Fil
     DataError, ClusterError
         The table breaks off, a file cannot be written, or the cluster broke off.
     """
-    thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
     kinds = _output_columns(source.schema, model.schema, files.output)
     with ExitStack() as stack:
         output = stack.enter_context(open_sink(files.output, kinds))

@@ -7,7 +7,6 @@ contract instead of the whole file, and a column that the contract does not know
 from __future__ import annotations
 
 import csv
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,8 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, first_line
+from pipeline.core.files import replacing
 
 CSV, PARQUET = ".csv", ".parquet"
 
@@ -222,7 +222,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: not a readable table: {first_line(error)}") from None
 
 
 class Sink(Protocol):
@@ -285,7 +285,7 @@ def open_sink(path: Path, schema: pa.Schema) -> Iterator[Sink]:
             f"{path}: the name must end in {CSV} or {PARQUET}, received {path.suffix or 'no ending'!r}"
         )
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             sink: Sink = (CsvSink if path.suffix == CSV else ParquetSink)(temporary, schema)
             with closing(sink):
                 yield sink
@@ -295,7 +295,7 @@ def open_sink(path: Path, schema: pa.Schema) -> Iterator[Sink]:
         ) from None
     except pa.ArrowException as error:
         cure = f"leave the column out, or write {PARQUET}"
-        raise DataError(f"{path}: a column cannot be written ({str(error).splitlines()[0]}); {cure}") from None
+        raise DataError(f"{path}: a column cannot be written ({first_line(error)}); {cure}") from None
 
 
 def read_ahead(items: Iterator[ItemT]) -> Generator[ItemT, None, None]:
@@ -313,16 +313,3 @@ def _csv_lines(rows: pa.RecordBatch, quoting: str) -> pa.Buffer:
         rows, lines, pyarrow.csv.WriteOptions(include_header=False, quoting_style=quoting, batch_size=1 << 14)
     )
     return lines.getvalue()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.core.contract.columns import as_numbers
 from pipeline.core.contract.schema import Schema, Violation, check_columns, violations
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         # Only an empty cell is missing: "NA" or "None" may be a category.
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: not a readable table: {first_line(error)}") from None
 
 
 def _drop_unlabelled(table: pd.DataFrame, schema: Schema) -> tuple[pd.DataFrame, list[str]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import mlflow
 import numpy as np
@@ -26,17 +24,24 @@ from sklearn.feature_extraction import DictVectorizer
 from tqdm import tqdm
 
 from pipeline.core.contract.schema import Schema
+from pipeline.core.files import sha256
+from pipeline.core.machine import available_cores
 from pipeline.core.model.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
-from pipeline.core.settings import CONF, MODEL_NAME, ServeSettings, Thresholds, TrainSettings, available_cores
+from pipeline.core.policy import Policy, Thresholds
+from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import Band, Probabilities, bands, metrics
-from pipeline.registry.logged_model import CANDIDATE, DATA, DATA_DIGEST, SCHEMA_DIGEST, SEED, TEST_SHARE, log_model
+from pipeline.registry.client import CANDIDATE
+from pipeline.registry.logged_model import DATA, DATA_DIGEST, SCHEMA_DIGEST, SEED, TEST_SHARE, log_model
 from pipeline.report import Report
+from pipeline.tables.digest import frame_digest
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
 from pipeline.training import streaming as stream
 from pipeline.training.folds import FoldSet, FoldSettings, quantised, useful_threads
+from pipeline.training.request import TrainRequest
 from pipeline.training.search import Best, best_of, finished_trials, open_study, search, study_inputs, study_name
-from pipeline.training.streaming import Survey, frame_digest
+from pipeline.training.settings import TrainSettings
+from pipeline.training.survey import Survey, is_streamed, survey
 from pipeline.training.tracking import TrialWriter, log_facts, parent_run, trial_writer
 from pipeline.training.workers import begin_to_start, open_pool
 
@@ -84,22 +89,18 @@ class Outcome:
     bands: list[Band]
 
 
-def run(options: Namespace) -> Report:
+def run(request: TrainRequest) -> Report:
     """Train: ingest, split, encode, search, fit, evaluate, log and register.
-
-    Parameters
-    ----------
-    options
-        ``data, schema, config, trials, workers, study, seed`` of the command line; None: what the file says.
 
     Raises
     ------
     PipelineError
         Settings, data, study, cluster or tracking server are not usable; nothing is logged as finished.
     """
-    settings = _settings(options)
-    thresholds = ServeSettings.load(CONF / "serve.yaml").thresholds
-    prepared = prepare(settings, Schema.load(settings.contract))
+    files = _Files.of(request)
+    settings = _settings(request, files)
+    thresholds = Policy.load(files.policy).thresholds
+    prepared = prepare(settings, Schema.load(files.schema))
     begin_to_start(settings.workers, settings.cluster)
     inputs = study_inputs(settings, data=prepared.digest, schema=prepared.schema.digest)
     name = study_name(settings, inputs)
@@ -108,7 +109,7 @@ def run(options: Namespace) -> Report:
         open_study(settings, name, inputs) as study,
         parent_run(settings.experiment, name) as parent,
     ):
-        _log_inputs(settings, prepared, options.config)
+        _log_inputs(settings, prepared, files)
         earlier = finished_trials(study)
         with trial_writer(parent, name, earlier, settings.tracking_patience) as writer:
             best = _search(study, settings, prepared, writer)
@@ -123,8 +124,8 @@ def run(options: Namespace) -> Report:
 
 def prepare(settings: TrainSettings, schema: Schema) -> Prepared:
     """Read, validate, split and encode the table."""
-    if stream.is_streamed(settings):
-        found = stream.survey(settings, schema)
+    if is_streamed(settings):
+        found = survey(settings, schema)
         return _prepared(settings, schema, found.sample, found.digest, found.notes, found)
     table = ingest(settings.data, schema)
     return _prepared(settings, schema, table.frame, frame_digest(table.frame), table.notes)
@@ -200,9 +201,26 @@ def _held_out(settings: TrainSettings, prepared: Prepared, booster: xgb.Booster)
     return stream.held_out(settings, prepared.schema, prepared.survey, booster)
 
 
-def _settings(options: Namespace) -> TrainSettings:
-    flags = {key: getattr(options, key) for key in ("data", "trials", "workers", "study", "seed")}
-    return TrainSettings.load(options.config, contract=options.schema, **flags)
+class _Files(NamedTuple):
+    """The files that a training reads besides its table."""
+
+    config: Path
+    schema: Path
+    policy: Path
+
+    @classmethod
+    def of(cls, request: TrainRequest) -> Self:
+        conf = request.conf
+        return cls(
+            request.config or conf / "train.yaml",
+            request.schema_file or conf / "schema.yaml",
+            conf / "policy.yaml",
+        )
+
+
+def _settings(request: TrainRequest, files: _Files) -> TrainSettings:
+    flags = request.model_dump(include={"data", "trials", "workers", "study", "seed"})
+    return TrainSettings.load(files.config, **flags)
 
 
 @contextmanager
@@ -265,7 +283,7 @@ def _progress(total: int, finished: list[FrozenTrial]) -> Iterator[Callable[[Fro
         yield show
 
 
-def _log_inputs(settings: TrainSettings, prepared: Prepared, config: str) -> None:
+def _log_inputs(settings: TrainSettings, prepared: Prepared, files: _Files) -> None:
     values = settings.model_dump(mode="json", exclude={"search_space", "first_trial"})
     facts = {f"train.{key}": value for key, value in values.items()}
     facts |= _provenance(settings, prepared)
@@ -282,9 +300,8 @@ def _log_inputs(settings: TrainSettings, prepared: Prepared, config: str) -> Non
         )
         mlflow.log_input(dataset, context=context)
     with tempfile.TemporaryDirectory() as folder:
-        for source in (config, settings.contract, CONF / "serve.yaml"):
-            target = Path(folder) / Path(source).name
-            target.write_bytes(Path(source).read_bytes())
+        for file in files:
+            (Path(folder) / file.name).write_bytes(file.read_bytes())
         resolved = json.dumps(settings.model_dump(mode="json"), indent=2)
         (Path(folder) / "resolved.json").write_text(resolved, encoding="utf-8")
         mlflow.log_artifacts(folder, "conf")
@@ -303,7 +320,7 @@ def _provenance(settings: TrainSettings, prepared: Prepared) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     """Tags: which code and which libraries."""
-    tags = {"lock.sha256": hashlib.sha256(_LOCK.read_bytes()).hexdigest()} if _LOCK.is_file() else {}
+    tags = {"lock.sha256": sha256(_LOCK.read_bytes())} if _LOCK.is_file() else {}
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return tags | ({"git.commit": commit, "git.dirty": str(bool(changes)).lower()} if commit else {})
 

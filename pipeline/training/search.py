@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import sqlite3
@@ -20,9 +19,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Engine, event
 
-from pipeline.core.errors import ClusterError, ConfigError
-from pipeline.core.settings import Range, TrainSettings
+from pipeline.core.errors import ClusterError, ConfigError, first_line
+from pipeline.core.files import sha256
 from pipeline.training.folds import Evaluation, Timed
+from pipeline.training.settings import Range, TrainSettings
 from pipeline.training.workers import Pool
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -76,7 +76,7 @@ def study_inputs(settings: TrainSettings, **digests: str) -> dict[str, Any]:
 def study_name(settings: TrainSettings, inputs: Mapping[str, Any]) -> str:
     """Name given in the settings, or one derived from the inputs."""
     document = json.dumps([inputs, settings.first_trial], sort_keys=True)
-    return settings.study or f"credit-risk-{hashlib.sha256(document.encode()).hexdigest()[:10]}"
+    return settings.study or f"credit-risk-{sha256(document.encode())[:10]}"
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _tell(study: optuna.Study, trial: Trial, future: Future[Timed]) -> FrozenTri
         timed = future.result()
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ClusterError(f"trial {trial.number} with {trial.params}: its evaluation failed: {reason}") from error
     evaluation = timed.evaluation
     trial.set_user_attr(_EVALUATION, {**evaluation.document(), _BEGIN: timed.begin, _END: timed.end})

@@ -7,11 +7,9 @@ worker does so with its own share of the row groups, and the workers agree on ev
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,115 +18,21 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import xgboost as xgb
 from tqdm import tqdm
 
 from pipeline.cluster import cluster_failures, connect
-from pipeline.core.contract.schema import Schema, Violation, check_columns, load_schema, violations
-from pipeline.core.errors import ClusterError, DataError
+from pipeline.core.contract.schema import Schema, load_schema
+from pipeline.core.errors import ClusterError, first_line
+from pipeline.core.machine import available_cores
 from pipeline.core.model.features import FrameEncoder, Matrix, make_vectorizer
-from pipeline.core.settings import TrainSettings, available_cores
-from pipeline.tables.files import Group, ParquetSource, open_source, read_ahead
-from pipeline.tables.holdout import is_test_row
-from pipeline.tables.labelled import normalised
+from pipeline.tables.files import Group, ParquetSource, read_ahead
+from pipeline.training.settings import TrainSettings
+from pipeline.training.survey import _BLOCK, TEST, TRAIN, Survey
 
 Pages = Iterator[tuple[Matrix, Matrix]]
 """Encoded rows, shape (m, k), and their labels, shape (m,)."""
-
-TRAIN, TEST, UNLABELLED = 0, 1, 2
-"""Sides of a row."""
-
-_BLOCK = 1 << 16
-"""Rows read at a time: what is beside the pages stays small."""
-
-_SAMPLE_SEED = 1_000_003
-"""Added to the seed, so that the sample is drawn without regard to the split."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over a table found.
-
-    Attributes
-    ----------
-    sides
-        `TRAIN`, `TEST` or `UNLABELLED` for each row: shape (n,), uint8.
-    sample
-        About as many labelled rows as asked for, by a hash of their content, as `pipeline.tables.labelled` gives them.
-    digest
-        That of `frame_digest` for the whole table.
-    notes
-        One line for each thing left out.
-    """
-
-    sides: npt.NDArray[np.uint8]
-    sample: pd.DataFrame
-    digest: str
-    notes: tuple[str, ...]
-
-
-class TableDigest:
-    """Sha256 over the names and values of a table's columns, row by row in order, fed in parts of any size."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self._sha = hashlib.sha256("\n".join(columns).encode())
-
-    def update(self, frame: pd.DataFrame) -> None:
-        """Add rows."""
-        self._sha.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
-
-    def text(self) -> str:
-        """32 hex digits."""
-        return self._sha.hexdigest()[:32]
-
-
-def frame_digest(frame: pd.DataFrame) -> str:
-    """Digest of a table in memory: see `TableDigest`."""
-    digest = TableDigest(list(frame.columns))
-    digest.update(frame)
-    return digest.text()
-
-
-def is_streamed(settings: TrainSettings) -> bool:
-    """Whether the table is too long to search on: Parquet of more than ``search_rows`` rows."""
-    path = Path(settings.data)
-    if not path.is_dir() and path.suffix != ".parquet":
-        return False
-    return (open_source(path).count or 0) > settings.search_rows
-
-
-def survey(settings: TrainSettings, schema: Schema) -> Survey:
-    """Validate a whole table, decide each row's side, and draw the sample.
-
-    Raises
-    ------
-    DataError
-        The table cannot be read, or rows break the contract: every broken rule is listed.
-    """
-    source = ParquetSource(Path(settings.data))
-    empty = source.schema.empty_table()
-    check_columns(empty, schema, labelled=True)
-    columns = list(normalised(empty.to_pandas(), schema).columns)
-    rows = source.count or 0
-    sides, sample, problems = [], [], _Problems()
-    digest = TableDigest(columns)
-    with tqdm(total=rows, desc="survey", unit="row", unit_scale=True, disable=None) as bar:
-        for batch in read_ahead(source.batches(_BLOCK)):
-            table = batch.rows.to_pandas()
-            labelled = table[schema.target.name].notna().to_numpy(dtype=bool)
-            problems.add(batch.rows.filter(pa.array(labelled)), table[labelled], batch.numbers[labelled], schema)
-            if not problems:
-                frame = normalised(table[labelled], schema)
-                digest.update(frame)
-                sides.append(_sides(frame, labelled, schema, settings))
-                share = settings.search_rows / rows
-                sample.append(frame[is_test_row(frame, schema, settings.seed + _SAMPLE_SEED, share)])
-            bar.update(len(table))
-    problems.raise_any(settings.data, schema)
-    found = np.concatenate(sides)
-    return Survey(found, pd.concat(sample, ignore_index=True), digest.text(), _notes(found, source, schema))
 
 
 def fit(
@@ -253,65 +157,6 @@ class _Rounds(xgb.callback.TrainingCallback):
         return False
 
 
-class _Problems:
-    """Broken rules over all batches: how often, and where first."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._first: dict[tuple[str, str], list[int]] = {}
-        self._labels: set[Any] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
-    def add(
-        self, rows: pa.RecordBatch, table: pd.DataFrame, numbers: npt.NDArray[np.int64], schema: Schema
-    ) -> None:
-        """Check some rows, whose numbers in the table are given."""
-        target = schema.target
-        strange = ~table[target.name].isin([target.negative, target.positive]).to_numpy(dtype=bool)
-        self._labels |= set(table[target.name].unique())
-        found = list(violations(rows, schema))
-        if strange.any():
-            found.append(Violation(target.name, f"must be {target.negative} or {target.positive}", strange))
-        for violation in found:
-            key = (violation.column, violation.rule)
-            self._counts[key] += int(violation.rows.sum())
-            first = self._first.setdefault(key, [])
-            first += numbers[violation.rows][: 5 - len(first)].tolist()
-
-    def raise_any(self, source: str, schema: Schema) -> None:
-        """Raise `DataError` if a rule is broken, or a label never occurs."""
-        lines = [
-            f"  {column}: {rule}: {count} {'row' if count == 1 else 'rows'}, "
-            f"first at {', '.join(map(str, self._first[column, rule]))}"
-            for (column, rule), count in self._counts.items()
-        ]
-        if not lines and len(self._labels) < 2:
-            lines = [f"  {schema.target.name}: both labels must occur, received one or none"]
-        if lines:
-            rule = "breaks the contract (rows are counted from 1, without the header)"
-            raise DataError("\n".join([f"{source}: {rule}", *lines]))
-
-
-def _sides(
-    frame: pd.DataFrame, labelled: npt.NDArray[np.bool_], schema: Schema, settings: TrainSettings
-) -> npt.NDArray[np.uint8]:
-    sides = np.full(len(labelled), UNLABELLED, dtype=np.uint8)
-    sides[labelled] = np.where(is_test_row(frame, schema, settings.seed, settings.test_share), TEST, TRAIN)
-    return sides
-
-
-def _notes(sides: npt.NDArray[np.uint8], source: ParquetSource, schema: Schema) -> tuple[str, ...]:
-    notes = [f"streamed {len(sides):,} rows: searched on a sample, fitted and tested on all"]
-    if unlabelled := int((sides == UNLABELLED).sum()):
-        notes.append(f"dropped {unlabelled} rows without a label in {schema.target.name}")
-    unknown = [name for name in source.schema.names if name not in {*schema.fields, schema.target.name}]
-    if unknown:
-        notes.append(f"ignored columns that the contract does not know: {', '.join(unknown)}")
-    return tuple(notes)
-
-
 def share_of(settings: TrainSettings, schema: Schema, found: Survey) -> Share:
     """The whole table as one share."""
     # Workers may run in another folder.
@@ -347,7 +192,7 @@ def _train_on_cluster(client: Any, share: Share, parameters: dict[str, Any], rou
         return xgb.Booster(model_file=bytearray(client.gather(futures)[0]))
     except xgb.core.XGBoostError as error:  # one worker is lost, and the others notice it inside XGBoost
         raise ClusterError(
-            f"a worker failed while training: {str(error).splitlines()[0]}; look at its log, and run again"
+            f"a worker failed while training: {first_line(error)}; look at its log, and run again"
         ) from None
     finally:
         with suppress(xgb.core.XGBoostError):

@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from optuna.trial import FrozenTrial, TrialState
 from requests.exceptions import RequestException
 
-from pipeline.core.errors import TrackingError
+from pipeline.core.errors import TrackingError, first_line
 from pipeline.training.search import evaluation_of, sqlite_path, times_of, use_wal
 
 STUDY, TRIAL = "study", "trial"
@@ -134,9 +134,10 @@ class TrialWriter:
         if self._done.wait(patience):
             return
         self._abandoned.set()
+        reason = first_line(self._problem) if self._problem else "it is slow"
         raise TrackingError(
             f"{mlflow.get_tracking_uri()}: MLflow must answer within {patience:g} s, {self._pending()} trials are "
-            f"not written ({_first_line(self._problem)}); the study keeps them: run the same command again later"
+            f"not written ({reason}); the study keeps them: run the same command again later"
         )
 
     def _pending(self) -> int:
@@ -268,11 +269,6 @@ def _end(status: str) -> None:
 
 def _unreachable(error: Exception) -> TrackingError:
     return TrackingError(
-        f"{mlflow.get_tracking_uri()}: MLflow must answer and accept what is logged ({_first_line(error)}); "
+        f"{mlflow.get_tracking_uri()}: MLflow must answer and accept what is logged ({first_line(error)}); "
         "the study keeps its finished trials: run the same command again when it does"
     )
-
-
-def _first_line(error: Exception | None) -> str:
-    text = str(error).strip() if error else "it is slow"
-    return text.splitlines()[0] if text else type(error).__name__

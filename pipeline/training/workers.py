@@ -11,8 +11,8 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from pipeline.cluster import connect
-from pipeline.core.settings import ClusterSettings, available_cores
+from pipeline.cluster import ClusterSettings, connect
+from pipeline.core.machine import available_cores
 from pipeline.training.folds import FoldSet, Timed, timed
 
 _PLUGIN = "training-rows"

@@ -14,15 +14,16 @@ import orjson
 
 from pipeline.core.model.bundle import Bundle
 from pipeline.core.model.features import Matrix
-from pipeline.core.policy import Status
+from pipeline.core.policy import Policy, Status
 from pipeline.core.promoted import Promotion
-from pipeline.core.settings import ServeSettings, conf_folder
+from pipeline.core.settings import conf_folder
 from service.answering.batcher import Batcher, MicroBatcher
 from service.answering.follower import Promoted
 from service.answering.refusal import Refusal
 from service.answering.served_model import Application, Decisions, ServedModel
 from service.records.log_writer import Decided, Journal
 from service.records.metrics import Metrics
+from service.settings import ServeSettings
 
 _ROWS_A_TURN = 1024
 """Rows of a batch request that are worked on before other requests get their turn."""
@@ -61,12 +62,15 @@ class Core:
     ----------
     settings
         ``conf/serve.yaml``.
+    policy
+        ``conf/policy.yaml``.
     home
         Folder that relative paths of the settings start from.
     """
 
-    def __init__(self, settings: ServeSettings, home: Path) -> None:
+    def __init__(self, settings: ServeSettings, policy: Policy, home: Path) -> None:
         self.settings = settings
+        self.policy = policy
         self.metrics = Metrics()
         self.journal = Journal(settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped)
         self.promoted: Promoted[Version] = Promoted(self._prepare, settings.retry_refused_seconds, self.metrics)
@@ -172,7 +176,9 @@ class Core:
     def _prepare(self, promotion: Promotion, bundle: Bundle) -> Version:
         before = self.promoted.served
         same = before is not None and before.model.schema.digest == bundle.schema.digest
-        model = ServedModel(promotion, bundle, self.settings, before.model.schema if before and same else None)
+        model = ServedModel(
+            promotion, bundle, self.settings, self.policy, before.model.schema if before and same else None
+        )
         return Version(model, self._batcher(model))
 
     def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
@@ -249,4 +255,4 @@ def encoded(model: ServedModel, cases: Sequence[Case]) -> Matrix:
 def core() -> Core:
     """Make this process's core from ``conf/serve.yaml``, once."""
     folder = conf_folder()
-    return Core(ServeSettings.load(folder / "serve.yaml"), folder.parent)
+    return Core(ServeSettings.load(folder / "serve.yaml"), Policy.load(folder / "policy.yaml"), folder.parent)

@@ -15,10 +15,10 @@ from pipeline.core.contract.schema import Schema, Values, valid_columns
 from pipeline.core.model.bundle import BOOSTER_FILE, Bundle
 from pipeline.core.model.explainer import Explainer, Reason
 from pipeline.core.model.features import FrameEncoder, Matrix, RowEncoder
-from pipeline.core.policy import STATUSES, Status, decide_many
+from pipeline.core.policy import STATUSES, Policy, Status, decide_many
 from pipeline.core.promoted import Promotion
-from pipeline.core.settings import ServeSettings
 from service.answering.refusal import MOST_DETAILS, Detail, Refusal, contract_refusal, detail, details_of
+from service.settings import ServeSettings
 
 Application = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class Batch:
     rows
         As they came.
     columns
-        The same by field, see `pipeline.core.contract.schema.valid_columns`; None if only the rows are known to be valid.
+        The same by field, as `valid_columns` gives them; None if only the rows are known to be valid.
     """
 
     rows: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class Decisions:
     probabilities
         Of default, in [0, 1]: exactly the model's float32.
     statuses
-        By the thresholds of ``conf/serve.yaml``.
+        By the policy's thresholds.
     reasons
         Adverse reasons; None unless ``reasons`` is on.
     """
@@ -69,19 +69,27 @@ class ServedModel:
         The version and its verified parts.
     settings
         ``conf/serve.yaml``.
+    policy
+        ``conf/policy.yaml``.
     schema
         The contract, compiled already if the version before had the same.
     """
 
     def __init__(
-        self, promotion: Promotion, bundle: Bundle, settings: ServeSettings, schema: Schema | None = None
+        self,
+        promotion: Promotion,
+        bundle: Bundle,
+        settings: ServeSettings,
+        policy: Policy,
+        schema: Schema | None = None,
     ) -> None:
         self.promotion = promotion
         self.schema = schema or bundle.schema
         self.explainer = Explainer(bundle)
-        self.journal_members = self._journal_members(settings)
+        self.journal_members = self._journal_members(policy)
         self._bundle = bundle
         self._settings = settings
+        self._thresholds = policy.thresholds
         self._encoder = RowEncoder(self.schema, bundle.vectorizer)
         self._columns_encoder = FrameEncoder(self.schema, bundle.vectorizer)
         self._validate: Callable[[bytes], dict[str, Any]] = self.schema.request_adapter.validator.validate_json
@@ -144,7 +152,7 @@ class ServedModel:
 
     def decisions(self, matrix: Matrix, probabilities: Matrix) -> Decisions:
         """Decide on encoded applications, shape (n, k), by this version's probabilities for them, shape (n,)."""
-        codes = decide_many(probabilities, self._settings.thresholds)
+        codes = decide_many(probabilities, self._thresholds)
         return Decisions(
             probabilities.tolist(), [STATUSES[code] for code in codes.tolist()], self._reasons(matrix)
         )
@@ -205,12 +213,12 @@ class ServedModel:
                 break
         return found or details_of(error)
 
-    def _journal_members(self, settings: ServeSettings) -> bytes:
+    def _journal_members(self, policy: Policy) -> bytes:
         members = {
             "model": self.promotion.tag,
             "digest": self.promotion.digests.get(BOOSTER_FILE),
             "schema": self.schema.digest,
-            "thresholds": settings.thresholds.model_dump(),
+            "thresholds": policy.thresholds.model_dump(),
         }
         return orjson.dumps(members)[1:-1]
 

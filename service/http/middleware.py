@@ -95,7 +95,7 @@ class FastPath:
         Gives BentoML's own OpenAPI document, which `/docs.json` completes.
     alone
         Whether this process is the only one that answers; otherwise connections are now and then closed, see
-        `pipeline.core.settings.ServeSettings.requests_per_connection`.
+        `service.settings.ServeSettings.requests_per_connection`.
     """
 
     def __init__(

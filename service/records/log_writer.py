@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from pipeline.core.policy import STATUSES, Status
-from pipeline.core.settings import DECISION_FILE, DecisionLogSettings
+from pipeline.core.record import DECISION_FILE, DecisionLogSettings
 
 logger = logging.getLogger("bentoml.credit_risk")
 

@@ -24,13 +24,15 @@ import orjson
 from pipeline.core.errors import StoreError
 from pipeline.core.model.bundle import Bundle, open_bundle
 from pipeline.core.model.features import Matrix
-from pipeline.core.promoted import Promotion, version_home
-from pipeline.core.settings import MODEL_NAME, FrontSettings, ServeSettings, conf_folder
+from pipeline.core.policy import Policy
+from pipeline.core.promoted import MODEL_NAME, Promotion, version_home
+from pipeline.core.settings import conf_folder
 from service.answering.batcher import Batcher, GatheringBatcher
 from service.answering.core import Case, Core, encoded
 from service.answering.refusal import Header, Refusal
 from service.answering.served_model import Decisions, ServedModel
 from service.http.edges import Receive, Scope, Send
+from service.settings import FrontSettings, ServeSettings
 
 logger = logging.getLogger("bentoml.credit_risk")
 
@@ -216,14 +218,14 @@ class FrontCore(Core):
 
     Parameters
     ----------
-    settings, home
+    settings, policy, home
         As of `Core`.
     url
         Where the scorers listen.
     """
 
-    def __init__(self, settings: ServeSettings, home: Path, url: str) -> None:
-        super().__init__(settings, home)
+    def __init__(self, settings: ServeSettings, policy: Policy, home: Path, url: str) -> None:
+        super().__init__(settings, policy, home)
         self.line = Line(url, settings.front, settings.limits.retry_after_seconds)
 
     async def is_ready(self) -> bool:
@@ -252,7 +254,9 @@ class FrontCore(Core):
 def front_core(url: str) -> FrontCore:
     """Make this process's core from ``conf/serve.yaml``, once."""
     folder = conf_folder()
-    return FrontCore(ServeSettings.load(folder / "serve.yaml"), folder.parent, url)
+    return FrontCore(
+        ServeSettings.load(folder / "serve.yaml"), Policy.load(folder / "policy.yaml"), folder.parent, url
+    )
 
 
 async def _whole_body(receive: Receive) -> bytes:

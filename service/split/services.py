@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Scores encoded applications with stored versions, for the front alone; see `service.split.remote.ScorePath`."""
+    """Scores encoded applications with stored versions, for the front alone; see `ScorePath`."""
 
 
 class CreditRiskFront(CreditRiskClassifier):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from typing_extensions import TypedDict
 from pipeline.core.contract import columns
 from pipeline.core.contract.columns import Column, Table
 from pipeline.core.errors import DataError
+from pipeline.core.files import sha256
 from pipeline.core.settings import Settings
 
 Kind = Literal["integer", "number", "category"]
@@ -180,7 +180,7 @@ class Schema(Settings):
     @cached_property
     def digest(self) -> str:
         """Sha256 of the contract in canonical JSON, as 64 hex digits."""
-        return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps(self.document(), sort_keys=True).encode())
 
     def document(self) -> dict[str, Any]:
         """Give the contract as plain values, the form in which it travels with a model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import StoreError
+from pipeline.core.files import sha256
 from pipeline.core.model.features import Matrix, RowEncoder
 from pipeline.core.model.predictor import Predictor
 
@@ -117,6 +117,6 @@ def _verified(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
         raise StoreError(f"{folder}: its files must be those that were promoted; absent or unexpected: {odd}")
     contents = {name: (folder / name).read_bytes() for name in digests}
     for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != digests[name]:
+        if sha256(content) != digests[name]:
             raise StoreError(f"{folder / name}: its sha256 is not the promoted one; restore it, or roll back")
     return contents

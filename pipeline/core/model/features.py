@@ -8,7 +8,6 @@ The ``DictVectorizer`` is the contract: :func:`feature_dict` makes the mapping t
 from __future__ import annotations
 
 import ast
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.columns import Table, as_numbers, pick, positions, rows_between
 from pipeline.core.contract.schema import Ratio, Schema, Values
-from pipeline.core.settings import available_cores
+from pipeline.core.files import sha256
+from pipeline.core.machine import available_cores
 
 Matrix = npt.NDArray[np.float32]
 Application = Mapping[str, Any]
@@ -65,7 +65,7 @@ def feature_dict(application: Application, schema: Schema) -> dict[str, float | 
 
 def feature_names_digest(vectorizer: DictVectorizer) -> str:
     """Sha256 over the column names in order: the booster's columns have no names of their own."""
-    return hashlib.sha256("\n".join(vectorizer.feature_names_).encode()).hexdigest()
+    return sha256("\n".join(vectorizer.feature_names_).encode())
 
 
 def monotone_constraints(schema: Schema, vectorizer: DictVectorizer) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -120,7 +121,18 @@ class Machine:
             "MLFLOW_TRACKING_URI": self.tracking,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "BENTOML_DO_NOT_TRACK": "True",
+            "CREDIT_RISK_CONF": str(self._patient_conf()),
         }
+
+    def _patient_conf(self) -> Path:
+        """The shipped conf, but a rollback waits for MLflow however busy this computer is."""
+        folder = self.home.with_name(f"{self.home.name}-conf")
+        if not folder.exists():
+            shutil.copytree(TABLE.parents[1] / "conf", folder)
+            text = (folder / "promote.yaml").read_text()
+            text = re.sub(r"(?m)^(alias|rollback)_seconds: \S+", r"\1_seconds: 200.0", text)
+            (folder / "promote.yaml").write_text(text)
+        return folder
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -217,8 +229,12 @@ _PRELOADED = [
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "pipeline.promotion.evidence",
+    "pipeline.promotion.candidates",
+    "pipeline.promotion.following",
+    "pipeline.promotion.judgement",
     "pipeline.promotion.commands",
     "pipeline.promotion.staging",
+    "pipeline.registry.logged_model",
     "tests.registry",
 ]
 

@@ -83,7 +83,7 @@ def test_the_candidate_is_promoted_and_everything_agrees(machine: Machine) -> No
     assert status["promoted"] == "credit_risk_model:v1"
     assert status["previous"] is None
     assert status["digests"] == file_digests(machine.folder(1))
-    assert not list((machine.home / ".credit_risk_model").glob("staging*"))
+    assert not list((machine.home / ".credit_risk_model/staging").iterdir())
 
 
 def test_promoting_what_is_promoted_changes_nothing(promoted_machine: Machine) -> None:

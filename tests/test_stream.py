@@ -19,7 +19,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.model.features import FrameEncoder, Matrix
 from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import auc
-from pipeline.registry.logged_model import load_parts
+from pipeline.registry.logged_model import open_model
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
 from pipeline.training import streaming as stream
@@ -178,7 +178,7 @@ def test_train_command_streams_a_long_table(
     assert main(["train", "--config", str(tmp_path / "train.yaml"), *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["test"]["auc"] > 0.8
-    parts = load_parts(f"models:/{MODEL_NAME}/{report['version']}")
+    parts = open_model(f"models:/{MODEL_NAME}/{report['version']}").parts
     frame = ingest(folder, parts.schema).frame
     held_out = frame[is_test_row(frame, parts.schema, 42, 0.2)]
     matrix = FrameEncoder(parts.schema, parts.vectorizer).transform(held_out)

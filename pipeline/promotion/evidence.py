@@ -18,7 +18,7 @@ from pipeline.core.promoted import promotions
 from pipeline.promotion.gate import Evidence, schema_changes
 from pipeline.promotion.staging import Stored, reopen
 from pipeline.registry.client import ModelVersion
-from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, Parts, load_parts
+from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, Parts, open_model
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
 
@@ -134,7 +134,7 @@ def _opponent(champion: ModelVersion) -> _Opponent:
             if stored is not None:
                 return _Opponent(champion.tag, _parts(stored), champion.parameters)
     try:
-        return _Opponent(champion.tag, load_parts(champion.uri), champion.parameters)
+        return _Opponent(champion.tag, open_model(champion.uri).parts, champion.parameters)
     except PipelineError as error:
         return _Opponent(champion.tag, None, champion.parameters, str(error))
 

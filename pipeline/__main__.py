@@ -172,7 +172,11 @@ def _promote(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="judge and change nothing")
     add("--force", action="store_true", help="promote although the gate refuses; needs --reason")
     add("--reason", metavar="TEXT", help="why; kept in the history")
-    add("--allow-schema-change", action="store_true", help="accept a contract unlike the champion's")
+    add(
+        "--allow-schema-change",
+        action="store_true",
+        help="accept a changed data contract; needs --reason",
+    )
 
 
 def _rollback(parser: argparse.ArgumentParser) -> None:

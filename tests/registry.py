@@ -208,18 +208,22 @@ class Command:
     @property
     def out(self) -> str:
         """Standard output."""
-        return self._log.with_suffix(".out").read_text()
+        return _text(self._log.with_suffix(".out"))
 
     @property
     def err(self) -> str:
         """Standard error."""
-        return self._log.with_suffix(".err").read_text()
+        return _text(self._log.with_suffix(".err"))
 
     @property
     def data(self) -> dict[str, Any]:
         """What ``--json`` printed."""
         value: dict[str, Any] = json.loads(self.out)
         return value
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""  # the command has not begun
 
 
 _PRELOADED = [

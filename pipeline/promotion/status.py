@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.core.promoted import Promotion, history, read_pointer
+from pipeline.core.promoted import History, Promotion, history, history_path, read_pointer
 from pipeline.promotion import store_folders as versions
 from pipeline.promotion.pointer import is_settled
 from pipeline.promotion.request import StatusRequest
@@ -12,16 +12,24 @@ from pipeline.report import Report
 
 
 def status(_: StatusRequest) -> Report:
-    """Show what is promoted, and the history."""
-    promoted, records = read_pointer(), history()
+    """Show what is promoted, and the history.
+
+    Raises
+    ------
+    StoreError
+        The pointer is not one.
+    """
+    promoted, known = read_pointer(), history()
+    data: dict[str, Any] = {"promoted": None, "history": [one.model_dump() for one in known.promotions]}
+    if known.damaged_lines:
+        data["damaged_lines"] = known.damaged_lines
     if promoted is None:
-        text = "nothing is promoted; train a model, then `python -m pipeline promote`"
-        return Report(text, {"promoted": None, "history": records})
-    data = promoted.model_dump(include={"version", "run_id", "since", "by", "why", "previous", "digests"})
-    return Report(_status_text(promoted, records), {"promoted": promoted.tag, **data, "history": records})
+        return Report("nothing is promoted; train a model, then `python -m pipeline promote`", data)
+    facts = promoted.model_dump(include={"version", "run_id", "since", "by", "why", "previous", "digests"})
+    return Report(_status_text(promoted, known), {**data, **facts, "promoted": promoted.tag})
 
 
-def _status_text(promoted: Promotion, records: list[dict[str, Any]]) -> str:
+def _status_text(promoted: Promotion, known: History) -> str:
     alias = "follows" if is_settled(promoted) else "does not follow yet: `python -m pipeline sync`"
     whole = versions.is_intact(promoted.tag, promoted.digests)
     cure = f"ABSENT OR ALTERED: `python -m pipeline promote --version {promoted.version}` stores them again"
@@ -39,13 +47,15 @@ def _status_text(promoted: Promotion, records: list[dict[str, Any]]) -> str:
     lines += ["", "file                 sha256"]
     lines += [f"{name:<20} {digest}" for name, digest in promoted.digests.items()]
     lines += ["", "history, newest first"]
-    lines += [_history_line(record) for record in reversed(records)]
+    lines += [_history_line(promotion) for promotion in reversed(known.promotions)]
+    if known.damaged_lines:
+        lines.append(f"{known.damaged_lines} damaged lines of {history_path()} were left out")
     return "\n".join(lines)
 
 
-def _history_line(record: dict[str, Any]) -> str:
-    before, after = (str(record.get(key) or "-").rpartition(":")[2] for key in ("previous", "tag"))
-    forced = "  FORCED" if record.get("forced") else ""
-    moment = str(record.get("since"))[:19].replace("T", " ")
-    run = str(record.get("run_id"))[:8]
-    return f"{moment}  {before:>5} → {after:<5} run {run}  {record.get('by')}  {record.get('why')}{forced}"
+def _history_line(promotion: Promotion) -> str:
+    before, after = ((tag or "-").rpartition(":")[2] for tag in (promotion.previous, promotion.tag))
+    moment = promotion.since[:19].replace("T", " ")
+    forced = "  FORCED" if promotion.forced else ""
+    run = promotion.run_id[:8]
+    return f"{moment}  {before:>5} → {after:<5} run {run}  {promotion.by}  {promotion.why}{forced}"

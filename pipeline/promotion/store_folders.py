@@ -11,10 +11,30 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests, flush, umask
 from pipeline.core.promoted import MODEL_NAME, model_home, version_home
 from pipeline.promotion.failpoint import failpoint
 from pipeline.promotion.lock import work_home
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Turn the disk's errors into one line.
+
+    Raises
+    ------
+    StoreError
+        The disk is full, or rights are missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise StoreError(
+            f"cannot write to the store: {error.strerror or error}{place}. What was promoted still is; "
+            "free space or give rights, then run it again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -24,7 +44,12 @@ def workbench() -> Iterator[Path]:
     Several commands may each have one. That of a process which was killed is removed by the next command: its lock
     file is then held by nobody.
     """
-    benches = _benches()
+    with writing(), _workbench(_benches()) as bench:
+        yield bench
+
+
+@contextlib.contextmanager
+def _workbench(benches: Path) -> Iterator[Path]:
     benches.mkdir(parents=True, exist_ok=True)
     bench = benches / f"bench-{secrets.token_hex(4)}"
     unlocked, lock = bench.with_suffix(".new"), bench.with_suffix(".lock")

@@ -41,17 +41,10 @@ def changing(settings: PromoteSettings) -> Iterator[None]:
     StoreError
         The disk is full, or rights are missing.
     """
-    try:
-        with promotion_lock(settings.lock_seconds):
-            _recover()
-            failpoint("after-lock")
-            yield
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise StoreError(
-            f"cannot write to the store: {error.strerror or error}{place}. What was promoted still is; "
-            "free space or give rights, then run it again"
-        ) from error
+    with store_folders.writing(), promotion_lock(settings.lock_seconds):
+        _recover()
+        failpoint("after-lock")
+        yield
 
 
 def pointer_state() -> bytes | None:

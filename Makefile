@@ -9,7 +9,9 @@ INSTALLED := $(VENV)/.installed
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
-LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --quiet
+# fewest: one version of a package on all supported Pythons, so that they compute and are checked alike.
+LOCK := --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url \
+	--no-emit-find-links --quiet
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -65,7 +67,7 @@ check: setup  ## Format, lint, types and import rules
 	lint-imports
 
 docs: setup  ## Build the documentation as a site in site/; a broken link fails
-	mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict $(ARGS)
 
 format: setup  ## Rewrite the code in the project's format
 	ruff format .

@@ -26,7 +26,7 @@ setup: $(INSTALLED)  ## Make .venv from requirements.lock
 $(INSTALLED): requirements.lock
 	@$(or $(PYTHON),false) -c '$(SUITABLE)' || { echo "error: Python 3.11, 3.12 or 3.13 with the venv module is" \
 	  "required, found $(or $(PYTHON),none). Install one, or set PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || { echo "error: $(VENV) is no virtual environment." \
+	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || { echo "error: $(VENV) is not a virtual environment." \
 	  "Remove it, or set VENV to another folder" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,6 @@ import psutil
 from distributed import Client
 
 from benchmarks.rounds import markdown
-from benchmarks.servers import dask_cluster
 from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import make_vectorizer
@@ -29,6 +28,7 @@ from pipeline.training import streaming as stream
 from pipeline.training.command import xgboost_parameters
 from pipeline.training.settings import TrainSettings
 from pipeline.training.survey import survey
+from tests.testkit.cluster import dask_cluster
 
 ResultT = TypeVar("ResultT")
 

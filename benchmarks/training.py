@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.servers import Service, dask_cluster, running
 from pipeline.cluster import ClusterSettings
 from pipeline.core.settings import conf_folder
+from tests.testkit.cluster import dask_cluster
+from tests.testkit.servers import Service, running
 
 ROUNDS = 200
 FOLDS = 5
@@ -297,11 +298,11 @@ def tracked(stack: ExitStack, server: bool) -> str:
     folder = tempfile.mkdtemp(prefix="benchmark-")
     address = f"sqlite:///{folder}/mlflow.db"
     if server:
-        command = ("mlflow", "server", "--port", "{port}", "--workers", "1", "--backend-store-uri", address,
-                   "--artifacts-destination", f"{folder}/artifacts")  # fmt: skip
-        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command = (sys.executable, "-m", "mlflow", "server", "--port", "{port}", "--workers", "1",
+                   "--backend-store-uri", address, "--artifacts-destination", f"{folder}/artifacts")  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         service = Service("mlflow server", command, ready="/health", environment=environment)
-        address = stack.enter_context(running(service)).address
+        address = stack.enter_context(running(service)).url
     os.environ["MLFLOW_TRACKING_URI"] = address
     mlflow.set_tracking_uri(address)
     mlflow.create_experiment("benchmark", artifact_location=None if server else f"file://{folder}/artifacts")

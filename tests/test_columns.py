@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, positions
 from pipeline.core.contract.schema import Field, Schema, violations
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 

@@ -15,7 +15,9 @@ from pipeline.core.contract.schema import Schema
 from pipeline.core.promoted import Promotion
 from service.answering.refusal import Refusal
 from service.http.edges import KEYS_VARIABLE, Door, RequestIds
-from tests.serving import Server, Store, changed_conf, receive, serving
+from tests.testkit.projects import changed_conf
+from tests.testkit.servers import Server, receive
+from tests.testkit.store import Store, serving
 
 SCHEMA = Schema.load(Path(__file__).parent.parent / "conf/schema.yaml")
 BODY = json.dumps(SCHEMA.example()).encode()
@@ -81,7 +83,7 @@ def test_a_client_that_stops_sending_is_told_and_closed(tmp_path: Path, store: S
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1, limits__body_seconds=0.3)))
     head = HEAD + b"Content-Length: 300\r\n\r\n"
-    with serving(tmp_path) as server:
+    with serving() as server:
         with server.connection() as connection:
             connection.sendall(head + b"{")
             answer = receive(connection)
@@ -151,7 +153,7 @@ def guarded(
         patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
         patch.setenv("CREDIT_RISK_CONF", str(changed_conf(folder, workers=1)))
         Store(filled_store[1]).promote(1)
-        with serving(folder, environment={KEYS_VARIABLE: KEYS}) as running:
+        with serving(environment={KEYS_VARIABLE: KEYS}) as running:
             yield running
 
 
@@ -218,7 +220,7 @@ def test_without_keys_it_listens_on_this_machine_only(server: Server) -> None:
 def test_overload_is_answered_at_once(tmp_path: Path, store: Store, monkeypatch: Any) -> None:
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1, limits__requests=4)))
-    with serving(tmp_path) as server:
+    with serving() as server:
         result = run_load(server.port, [request("/classify", BODY)], connections=64, count=2000, keep=True)
         assert set(result.statuses) == {200, 503}
         assert result.failures == 0

@@ -20,7 +20,7 @@ from pipeline.promotion.staging import Stored, reopen
 from pipeline.registry import client as champion
 from pipeline.registry.logged_model import SEED, TEST_SHARE, open_model
 from pipeline.tables.holdout import is_test_row
-from tests.registry import BETTER, GOOD, Machine
+from tests.testkit.registry import BETTER, GOOD, Machine
 
 
 @pytest.fixture

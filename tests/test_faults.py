@@ -14,20 +14,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks.servers import free_port
 from pipeline.core import promoted as pointer
 from pipeline.core.files import file_digests
 from pipeline.core.machine import now
 from pipeline.promotion.lock import promotion_lock
 from pipeline.promotion.pointer import write_pointer
-from tests.conftest import PROJECT, wait_until_live
-from tests.registry import BETTER, GOOD, THIRD, Machine
+from tests.testkit import PROJECT
+from tests.testkit.registry import BETTER, GOOD, THIRD, Machine
+from tests.testkit.servers import Service, alive, free_port, running
+from tests.testkit.waiting import eventually
 
 BEFORE = ("after-lock", "after-stage", "after-verdict", "after-verify", "after-rename")
 AFTER = (
@@ -173,54 +175,36 @@ def fill(disk: Path, spare_kilobytes: int) -> Path:
     return filler
 
 
-class Server:
+class MlflowServer:
     """A real MLflow server over a machine's tracking database, which can be killed and started again."""
 
-    def __init__(self, machine: Machine, log: Path) -> None:
-        self._database = machine.tracking
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+    def __init__(self, machine: Machine, stack: contextlib.ExitStack) -> None:
+        command = (sys.executable, "-m", "mlflow", "server", "--workers", "1")
+        where = ("--backend-store-uri", machine.tracking, "--port", "{port}")
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._service = Service(
+            "mlflow server", (*command, *where), ready="/health", environment={**os.environ, **quiet}
+        )
+        self._stack = stack
+        self._port = free_port()
+        self.start()
 
     def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._database, *options],
-                env=env,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        wait_until_live(self.uri, self._process, self._log, "/health")
+        self._server = self._stack.enter_context(running(self._service, self._port))
+        self.uri = self._server.url
 
     def kill(self) -> None:
-        if self._process:
-            # The group is its own: uvicorn's workers go with it.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._server.kill()
 
 
 @pytest.fixture
-def server(promoted_machine: Machine, tmp_path: Path) -> Iterator[Server]:
-    running = Server(promoted_machine, tmp_path / "server.log")
-    running.start()
-    yield running
-    running.kill()
-
-
-def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+def server(promoted_machine: Machine) -> Iterator[MlflowServer]:
+    with contextlib.ExitStack() as stack:
+        yield MlflowServer(promoted_machine, stack)
 
 
 def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
-    promoted_machine: Machine, server: Server, tmp_path: Path
+    promoted_machine: Machine, server: MlflowServer, tmp_path: Path
 ) -> None:
     machine = promoted_machine
     follower = Machine(tmp_path / "follower", server.uri)
@@ -260,6 +244,20 @@ def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
     os.kill(watching.process.pid, signal.SIGTERM)
     assert watching.wait().code == 0
     assert "stopped following" in watching.out
+
+
+def test_a_command_ends_with_the_process_that_started_it(promoted_machine: Machine) -> None:
+    code = (
+        "from pathlib import Path; from tests.testkit.registry import Machine; "
+        f"started = Machine(Path({str(promoted_machine.home)!r}), {promoted_machine.tracking!r})"
+        ".start('sync', '--watch', '0.2'); print(started.process.pid, flush=True); started.wait()"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE)
+    with runner:
+        assert runner.stdout
+        command = psutil.Process(int(runner.stdout.readline()))
+        runner.kill()
+    eventually(lambda: not alive(command))
 
 
 def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promoted_machine: Machine) -> None:

@@ -22,7 +22,7 @@ from pipeline.core.errors import TrackingError
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
 from pipeline.registry.logged_model import log_model, open_model
 from pipeline.registry.seal import DIGESTS_TAG
-from tests.conftest import DATA
+from tests.testkit import DATA
 
 NAME = "models:/credit_risk_model/1"
 

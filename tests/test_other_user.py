@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
-from tests.registry import Machine
+from tests.testkit import PROJECT
+from tests.testkit.registry import Machine
 
 NOBODY = 65534
 

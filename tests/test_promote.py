@@ -15,8 +15,8 @@ from mlflow.artifacts import load_dict
 
 from pipeline.core.files import file_digests
 from pipeline.core.promoted import MODEL_NAME, Promotion
-from tests.conftest import PROJECT
-from tests.registry import BETTER, GOOD, NARROWER, SHUFFLED, SWAPPED, THIRD, Command, Machine
+from tests.testkit import PROJECT
+from tests.testkit.registry import BETTER, GOOD, NARROWER, SHUFFLED, SWAPPED, THIRD, Command, Machine
 
 AWAY = "http://127.0.0.1:9"
 """An MLflow server that is not there (port 9 discards, if it is anything)."""
@@ -93,7 +93,7 @@ def test_promoting_what_is_promoted_changes_nothing(promoted_machine: Machine) -
     assert promoted_machine.history() == [1]
 
 
-def test_there_and_back_again(promoted_machine: Machine) -> None:
+def test_there_and_back_again(promoted_machine: Machine, tmp_path: Path) -> None:
     machine = promoted_machine
     report = succeed(machine.run("promote", "--best", "--reason", "lower loss", "--json")).data
     assert report["promoted"] == "credit_risk_model:v2"
@@ -101,14 +101,16 @@ def test_there_and_back_again(promoted_machine: Machine) -> None:
     agrees(machine, BETTER)
     assert promoted(machine).why == "promote: lower loss"
 
-    succeed(machine.run("rollback", "--reason", "complaints"))
+    # On a busy machine MLflow may take longer than the shipped settings wait for it.
+    patient = ("--config", settings(tmp_path, alias_seconds=250))
+    succeed(machine.run("rollback", "--reason", "complaints", *patient))
     agrees(machine, GOOD)
     assert promoted(machine).previous == "credit_risk_model:v2"
     assert "rollback: complaints" in succeed(machine.run("status")).out
 
     succeed(machine.run("promote", "--version", str(THIRD)))
     agrees(machine, THIRD)
-    succeed(machine.run("rollback", "--to", str(BETTER)))
+    succeed(machine.run("rollback", "--to", str(BETTER), *patient))
     agrees(machine, BETTER)
     assert machine.history() == [1, 2, 1, 3, 2]
     # The versions' own tags tell the same history in MLflow.

@@ -17,7 +17,7 @@ from pipeline.core.promoted import pointer_path, version_home
 from pipeline.promotion.pointer import write_pointer
 from service.answering.core import Core
 from service.answering.refusal import Refusal
-from tests.serving import Store, make_core
+from tests.testkit.store import Store, make_core
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectoriz
 from service.answering.core import Core
 from service.answering.refusal import MOST_DETAILS, Refusal
 from service.answering.served_model import ServedModel
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 EXAMPLE = SCHEMA.example()

@@ -26,7 +26,7 @@ from pipeline.core.promoted import Promotion
 from pipeline.promotion.staging import stage
 from pipeline.promotion.store_folders import is_intact, prune
 from pipeline.registry.logged_model import open_model
-from tests.registry import Machine
+from tests.testkit.registry import Machine
 
 FILES = ("saved_model.ubj", "custom_objects.pkl", "model.yaml")
 

@@ -27,7 +27,7 @@ from pipeline.training.command import Prepared, prepare, xgboost_parameters
 from pipeline.training.folds import quantised
 from pipeline.training.settings import TrainSettings
 from pipeline.training.survey import TEST, TRAIN, UNLABELLED, is_streamed, survey
-from tests.conftest import DATA, PROJECT
+from tests.testkit import DATA, PROJECT
 
 ROUNDS = 30
 

@@ -30,7 +30,7 @@ from pipeline.training.search import (
 )
 from pipeline.training.settings import TrainSettings
 from pipeline.training.workers import InProcess, Pool, open_pool
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 INPUTS = {"data": "d1", "seed": 42}
 

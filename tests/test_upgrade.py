@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.conftest import Project, copy_project
+from tests.testkit.projects import Project, copy_project
 from tests.upgrade import unpack
 
 V1, V2, V3 = (f"credit_risk_model:v{number}" for number in (1, 2, 3))

@@ -7,19 +7,19 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from tests.testkit.servers import Server, Service, running
 from tests.upgrade import ARCHIVE, MADE_IN
 
 RELEASE = Path(MADE_IN)
@@ -132,15 +132,15 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _decide(env: dict[str, str]) -> None:
     """Decisions of both promoted versions: the service runs through a rollback and back."""
     rows = _applications()
-    with _serving(env) as url:
+    with _serving(env) as server:
         for row in rows[:12]:
-            _post(f"{url}/classify", row)
+            _post(f"{server.url}/classify", row)
         _run(env, "python", "-m", "pipeline", "rollback", "--reason", "rehearsal")
         for row in rows[:8]:
-            _post(f"{url}/classify", row)
+            _post(f"{server.url}/classify", row)
         _run(env, "python", "-m", "pipeline", "rollback", "--to", "2", "--reason", "rehearsal over")
-        _post(f"{url}/classify_batch", rows[12:17])
-        _post(f"{url}/explain", rows[17])
+        _post(f"{server.url}/classify_batch", rows[12:17])
+        _post(f"{server.url}/explain", rows[17])
 
 
 def _applications() -> list[dict[str, Any]]:
@@ -160,29 +160,9 @@ def _number(text: str) -> Any:
     return text
 
 
-@contextmanager
-def _serving(env: dict[str, str]) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(["bentoml", "serve", "--port", str(port)], cwd=RELEASE, env=env)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _await(f"{url}/readyz", server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def _await(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        with suppress(OSError), urlopen(url, timeout=5) as response:
-            if response.status == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the service did not start")
+def _serving(env: dict[str, str]) -> AbstractContextManager[Server]:
+    command = ("bentoml", "serve", "--port", "{port}")
+    return running(Service("release 0.1", command, environment=env, folder=RELEASE))
 
 
 def _post(url: str, body: Any) -> None:

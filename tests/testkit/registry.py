@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -29,8 +30,8 @@ from pipeline.promotion.failpoint import VARIABLE
 from pipeline.registry.client import CANDIDATE
 from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, log_model
 from pipeline.tables.holdout import is_test_row
+from tests.testkit import DATA as TABLE
 
-TABLE = Path(__file__).parent.parent / "data/credit_risk.csv"
 SHARE = 0.2
 
 GOOD, BETTER, THIRD = 1, 2, 3
@@ -194,7 +195,7 @@ class Command:
         self.process: BaseProcess = _context().Process(target=_run, args=(arguments, env, str(self._log)))
         self.process.start()
 
-    def wait(self, seconds: float = 60) -> Command:
+    def wait(self, seconds: float = 240) -> Command:
         """Wait for the end of the process."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, "the command did not end"
@@ -239,7 +240,7 @@ _PRELOADED = [
     "pipeline.promotion.commands",
     "pipeline.promotion.staging",
     "pipeline.registry.logged_model",
-    "tests.registry",
+    "tests.testkit.registry",
 ]
 
 
@@ -250,6 +251,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(env)
     for descriptor, ending in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -259,6 +261,13 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
     code = main(list(arguments))
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def new_machine(folder: Path, database: Path) -> Machine:

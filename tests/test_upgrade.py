@@ -157,18 +157,12 @@ def test_version_in_the_store_is_promoted_again(upgraded: Project) -> None:
     assert _champion(upgraded) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="promote runs the version's logged code, which imports modules that moved")
-def test_version_that_was_never_promoted_is_promoted_or_can_be_registered_anew(upgraded: Project) -> None:
+def test_a_version_without_recorded_digests_is_refused_with_a_cure_that_works(upgraded: Project) -> None:
     done = upgraded.pipeline("promote", "--version", "3", check=False)
-    # Tighten here: once `promote` takes only versions whose digests the tracking database holds, a version of
-    # release 0.1 must be refused, and this branch goes.
-    if done.returncode == 0:
-        assert _json(upgraded, "status")["promoted"] == V3
-        assert _champion(upgraded) == 3
-        return
     assert done.returncode == 1
-    assert "train" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "holds no digests of its files" in done.stderr
+    assert "python -m pipeline train" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert _json(upgraded, "status")["promoted"] == V2
     _check_registered_anew(upgraded)
 

@@ -59,14 +59,14 @@ def test_bad_rows_are_all_listed(schema: Schema, tmp_path: Path) -> None:
 
 def test_one_label_only_is_refused(schema: Schema, tmp_path: Path) -> None:
     pd.read_csv(DATA).query("status == 'ok'").to_csv(tmp_path / "table.csv", index=False)
-    with pytest.raises(DataError, match="both labels must occur"):
+    with pytest.raises(DataError, match="status: ok and default must both occur; only ok does"):
         ingest(tmp_path / "table.csv", schema)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("empty.csv", b"", "not a readable table"),
+        ("empty.csv", b"", "the file is empty"),
         ("binary.csv", b"\xff\xfe\x00\x01", "not a readable table"),
         ("broken.parquet", b"PAR1", "not a readable table"),
     ],

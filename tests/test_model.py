@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.registry.logged_model import load_parts, log_model, pinned
 from tests.conftest import DATA
 

@@ -24,12 +24,13 @@ from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
-from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import feature_dict, make_vectorizer
 from pipeline.core.promoted import Promotion, version_home
 from pipeline.promotion.pointer import write_pointer
-from pipeline.scoring.score import Model, Scorer, score_table
+from pipeline.scoring.engine import Model, Scorer, score_table
 from pipeline.scoring.settings import ScoreSettings
-from pipeline.tables.files import Batch
+from pipeline.tables.sources import Batch
 from tests.conftest import DATA, PROJECT
 
 TAG = "credit_risk_model:v7"
@@ -203,9 +204,9 @@ def test_broken_rows_are_rejected_with_number_and_reasons(tmp_path: Path, score:
     assert reasons[0].startswith("seniority: must be in [0, 60]; home: must be one of rent, owner,")
     assert reasons[0].endswith("; expenses: must be a number")
     assert reasons[1:] == [
-        "must have 14 cells, received 3",
+        "the line must have 14 cells, received 3",
         "seniority: must not be missing",
-        "must have 14 cells, received 15",
+        "the line must have 14 cells, received 15",
     ]
     assert rejects.loc[0, "home"] == "castle"
     kept = (tmp_path / "out.csv").read_text().splitlines()
@@ -275,8 +276,14 @@ def test_table_that_breaks_off_leaves_the_old_output(
     ("prepare", "message"),
     [
         (lambda frame: frame.drop(columns=["age"]), "required columns are absent: age"),
-        (lambda frame: frame.assign(model="x"), "the columns probability, decision, model are appended"),
-        (lambda frame: frame.rename(columns={"status": "price"}), "each column must have its own name"),
+        (
+            lambda frame: frame.assign(model="x"),
+            "the table has columns of the names that `score` adds: model; rename or drop them",
+        ),
+        (
+            lambda frame: frame.rename(columns={"status": "price"}),
+            "two columns have the same name: price; rename one",
+        ),
     ],
 )
 def test_unusable_table_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 import time
@@ -231,12 +232,52 @@ def test_rejects_of_an_earlier_run_go(tmp_path: Path, score: Any) -> None:
     assert left_behind(tmp_path) == ["in.csv", "out.csv"]
 
 
-def test_nothing_scored_is_a_failure(tmp_path: Path, score: Any) -> None:
+@pytest.mark.parametrize("before", [None, "the table of last month"])
+def test_if_every_row_is_rejected_the_old_output_stays(before: str | None, tmp_path: Path, score: Any) -> None:
     header = DATA.read_text().splitlines()[0]
     (tmp_path / "in.csv").write_text(f"{header}\n1,2\n")
+    if before:
+        (tmp_path / "out.csv").write_text(before)
     report = score(tmp_path / "in.csv", tmp_path / "out.csv", code=1)
-    assert "every row breaks the contract" in report["stderr"]
+    assert "error: every row breaks the contract; see " in report["stderr"]
+    assert ("out.csv is left as it was" in report["stderr"]) is bool(before)
+    assert (report["scored"], report["rejected"], report["output"]) == (0, 1, None)
     assert "must have 14 cells" in (tmp_path / "out.rejects.csv").read_text()
+    assert left_behind(tmp_path) == ["in.csv", *(["out.csv"] if before else []), "out.rejects.csv"]
+    assert not before or (tmp_path / "out.csv").read_text() == before
+
+
+def test_the_report_lists_the_broken_rules(tmp_path: Path, score: Any) -> None:
+    (tmp_path / "in.csv").write_text("\n".join(broken_lines()) + "\n")
+    assert score(tmp_path / "in.csv", tmp_path / "out.csv")["broken_rules"] == [
+        "seniority: must not be missing: 1 row, first at 1001",
+        "seniority: must be in [0, 60]: 1 row, first at 2",
+        "home: must be one of rent, owner, private, ignore, parents, other, unk: 1 row, first at 2",
+        "expenses: must be a number: 1 row, first at 2",
+        "the line must have 14 cells, received 3: 1 row, first at 4",
+        "the line must have 14 cells, received 15: 1 row, first at 1200",
+    ]
+
+
+def test_a_misspelt_optional_column_is_told(
+    tmp_path: Path, score: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.read_csv(DATA).rename(columns={"income": "incom"}).to_csv(source, index=False)
+    notes = [
+        "ignored columns that the contract does not know: incom (did you mean income?)",
+        "optional columns are absent, so their values count as missing: income",
+    ]
+    assert score(source, target)["notes"] == notes
+    config = str(write_config(tmp_path))
+    assert main(["score", "--input", str(source), "--output", str(target), "--config", config]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == notes
+
+
+def test_gzipped_csv_is_scored(tmp_path: Path, score: Any, expected: Any) -> None:
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(DATA.read_bytes()))
+    assert score(tmp_path / "in.csv.gz", tmp_path / "out.csv")["scored"] == len(expected)
+    check_decisions(pd.read_csv(tmp_path / "out.csv"), expected)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -15,12 +15,13 @@ from __future__ import annotations
 import csv
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from locust import FastHttpUser, constant, task
 
+from pipeline.core.contract.requests import RequestValidators
 from pipeline.core.contract.schema import Schema
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,8 @@ def applications() -> list[dict[str, Any]]:
     schema = Schema.load(PROJECT / "conf/schema.yaml")
     with (PROJECT / "data/credit_risk.csv").open(newline="") as file:
         rows = [_application(row, schema) for row in csv.DictReader(file)]
-    return [row for row in rows if _is_valid(row, schema)]
+    validate = RequestValidators.of(schema).application.validate_python
+    return [row for row in rows if _is_valid(row, validate)]
 
 
 def _application(row: Mapping[str, str], schema: Schema) -> dict[str, Any]:
@@ -40,9 +42,9 @@ def _application(row: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     return {name: float(text) if schema.fields[name].is_numeric else text for name, text in given.items()}
 
 
-def _is_valid(row: dict[str, Any], schema: Schema) -> bool:
+def _is_valid(row: dict[str, Any], validate: Callable[[Any], Any]) -> bool:
     try:
-        schema.request_adapter.validate_python(row)
+        validate(row)
     except ValueError:
         return False
     return True

@@ -15,7 +15,8 @@ import xgboost as xgb
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from pipeline.core.contract.schema import Schema
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.core.settings import conf_folder
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.labelled import ingest

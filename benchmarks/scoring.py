@@ -27,13 +27,15 @@ import xgboost as xgb
 from benchmarks.big_table import write_table
 from pipeline.core.contract.schema import Schema
 from pipeline.core.machine import available_cores
-from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import feature_dict, make_vectorizer
 from pipeline.core.policy import Policy
 from pipeline.core.settings import conf_folder
 from pipeline.registry.logged_model import Parts, read_parts, write_parts
-from pipeline.scoring.score import Files, Model, score_file
+from pipeline.scoring.engine import Model
+from pipeline.scoring.output import Files, score_file
 from pipeline.scoring.settings import ScoreSettings
-from pipeline.tables.files import open_source
+from pipeline.tables.sources import open_source
 from pipeline.training.command import fit, prepare, xgboost_parameters
 from pipeline.training.search import Best
 from pipeline.training.settings import TrainSettings

@@ -45,7 +45,7 @@ STEPS = {
     "rollback": Step("promotion.commands:rollback", "promotion.request:RollbackRequest"),
     "status": Step("promotion.status:status", "promotion.request:StatusRequest"),
     "sync": Step("promotion.following:sync", "promotion.request:SyncRequest"),
-    "score": Step("scoring.score:run", "scoring.request:ScoreRequest"),
+    "score": Step("scoring.command:run", "scoring.request:ScoreRequest"),
     "package": Step("packaging.bento:run", "packaging.request:PackageRequest"),
     "decisions": Step("monitoring.log_reader:run", "monitoring.request:DecisionsRequest"),
 }

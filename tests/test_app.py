@@ -85,7 +85,7 @@ def test_in_process_callers_get_the_answers_of_http(
     store.promote(1)
     script = f"""
 import asyncio, json
-from service import svc
+from service.app import svc
 rows = json.loads({json.dumps(json.dumps(rows[:3]))})
 instance = svc()
 async def main():

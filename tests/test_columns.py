@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.contract.checks import violations
 from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, positions
-from pipeline.core.contract.schema import Field, Schema, violations
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.contract.schema import Field, Schema
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import file_digests
-from pipeline.core.model.features import FrameEncoder
+from pipeline.core.model.encoders import FrameEncoder
 from pipeline.promotion.evidence import gather
 from pipeline.promotion.pointer import write_pointer
 from pipeline.promotion.staging import Stored, reopen

@@ -21,7 +21,7 @@ from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
 from pipeline.core.model.bundle import open_bundle
-from pipeline.core.model.features import RowEncoder
+from pipeline.core.model.encoders import RowEncoder
 from pipeline.core.policy import Policy
 from pipeline.core.promoted import Promotion, version_home
 from service.answering.batcher import GatheringBatcher

@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.registry.logged_model import log_model, open_model
 from pipeline.registry.seal import DIGESTS_TAG
 from tests.testkit import DATA

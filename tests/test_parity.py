@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.schema import Field, Schema
-from pipeline.core.model.features import FrameEncoder, Matrix, RowEncoder, feature_dict, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder, RowEncoder
+from pipeline.core.model.features import Matrix, feature_dict, make_vectorizer
 from tests.testkit import DATA, PROJECT
 from tests.testkit.projects import Project
 
@@ -113,7 +114,7 @@ def test_mlflow_bentoml_and_http_agree_on_every_row(promoted: Project, served: s
     """The version in MLflow, the one in the BentoML store and the one that answers give the same probabilities."""
     code = """
 import sys, numpy as np, pandas as pd, mlflow, bentoml, xgboost
-from pipeline.core.model.features import FrameEncoder
+from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.contract.schema import load_schema
 rows = pd.read_csv("data/credit_risk.csv")
 tracked = mlflow.pyfunc.load_model("models:/credit_risk_model@champion").predict(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 import threading
@@ -24,12 +25,13 @@ from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
-from pipeline.core.model.features import FrameEncoder, feature_dict, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import feature_dict, make_vectorizer
 from pipeline.core.promoted import Promotion, version_home
 from pipeline.promotion.pointer import write_pointer
-from pipeline.scoring.score import Model, Scorer, score_table
+from pipeline.scoring.engine import Model, Scorer, score_table
 from pipeline.scoring.settings import ScoreSettings
-from pipeline.tables.files import Batch
+from pipeline.tables.sources import Batch
 from tests.testkit import DATA, PROJECT
 
 TAG = "credit_risk_model:v7"
@@ -203,9 +205,9 @@ def test_broken_rows_are_rejected_with_number_and_reasons(tmp_path: Path, score:
     assert reasons[0].startswith("seniority: must be in [0, 60]; home: must be one of rent, owner,")
     assert reasons[0].endswith("; expenses: must be a number")
     assert reasons[1:] == [
-        "must have 14 cells, received 3",
+        "the line must have 14 cells, received 3",
         "seniority: must not be missing",
-        "must have 14 cells, received 15",
+        "the line must have 14 cells, received 15",
     ]
     assert rejects.loc[0, "home"] == "castle"
     kept = (tmp_path / "out.csv").read_text().splitlines()
@@ -230,12 +232,52 @@ def test_rejects_of_an_earlier_run_go(tmp_path: Path, score: Any) -> None:
     assert left_behind(tmp_path) == ["in.csv", "out.csv"]
 
 
-def test_nothing_scored_is_a_failure(tmp_path: Path, score: Any) -> None:
+@pytest.mark.parametrize("before", [None, "the table of last month"])
+def test_if_every_row_is_rejected_the_old_output_stays(before: str | None, tmp_path: Path, score: Any) -> None:
     header = DATA.read_text().splitlines()[0]
     (tmp_path / "in.csv").write_text(f"{header}\n1,2\n")
+    if before:
+        (tmp_path / "out.csv").write_text(before)
     report = score(tmp_path / "in.csv", tmp_path / "out.csv", code=1)
-    assert "every row breaks the contract" in report["stderr"]
+    assert "error: every row breaks the contract; see " in report["stderr"]
+    assert ("out.csv is left as it was" in report["stderr"]) is bool(before)
+    assert (report["scored"], report["rejected"], report["output"]) == (0, 1, None)
     assert "must have 14 cells" in (tmp_path / "out.rejects.csv").read_text()
+    assert left_behind(tmp_path) == ["in.csv", *(["out.csv"] if before else []), "out.rejects.csv"]
+    assert not before or (tmp_path / "out.csv").read_text() == before
+
+
+def test_the_report_lists_the_broken_rules(tmp_path: Path, score: Any) -> None:
+    (tmp_path / "in.csv").write_text("\n".join(broken_lines()) + "\n")
+    assert score(tmp_path / "in.csv", tmp_path / "out.csv")["broken_rules"] == [
+        "seniority: must not be missing: 1 row, first at 1001",
+        "seniority: must be in [0, 60]: 1 row, first at 2",
+        "home: must be one of rent, owner, private, ignore, parents, other, unk: 1 row, first at 2",
+        "expenses: must be a number: 1 row, first at 2",
+        "the line must have 14 cells, received 3: 1 row, first at 4",
+        "the line must have 14 cells, received 15: 1 row, first at 1200",
+    ]
+
+
+def test_a_misspelt_optional_column_is_told(
+    tmp_path: Path, score: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.read_csv(DATA).rename(columns={"income": "incom"}).to_csv(source, index=False)
+    notes = [
+        "ignored columns that the contract does not know: incom (did you mean income?)",
+        "optional columns are absent, so their values count as missing: income",
+    ]
+    assert score(source, target)["notes"] == notes
+    config = str(write_config(tmp_path))
+    assert main(["score", "--input", str(source), "--output", str(target), "--config", config]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == notes
+
+
+def test_gzipped_csv_is_scored(tmp_path: Path, score: Any, expected: Any) -> None:
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(DATA.read_bytes()))
+    assert score(tmp_path / "in.csv.gz", tmp_path / "out.csv")["scored"] == len(expected)
+    check_decisions(pd.read_csv(tmp_path / "out.csv"), expected)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -275,8 +317,14 @@ def test_table_that_breaks_off_leaves_the_old_output(
     ("prepare", "message"),
     [
         (lambda frame: frame.drop(columns=["age"]), "required columns are absent: age"),
-        (lambda frame: frame.assign(model="x"), "the columns probability, decision, model are appended"),
-        (lambda frame: frame.rename(columns={"status": "price"}), "each column must have its own name"),
+        (
+            lambda frame: frame.assign(model="x"),
+            "the table has columns of the names that `score` adds: model; rename or drop them",
+        ),
+        (
+            lambda frame: frame.rename(columns={"status": "price"}),
+            "two columns have the same name: price; rename one",
+        ),
     ],
 )
 def test_unusable_table_is_refused(

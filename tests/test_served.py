@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.core.contract.schema import Schema, valid_columns
-from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectorizer
+from pipeline.core.contract.requests import RequestValidators, valid_columns
+from pipeline.core.contract.schema import Schema
+from pipeline.core.model.encoders import FrameEncoder, RowEncoder
+from pipeline.core.model.features import make_vectorizer
 from service.answering.core import Core
 from service.answering.refusal import MOST_DETAILS, Refusal
 from service.answering.served_model import ServedModel
@@ -19,6 +21,7 @@ from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 EXAMPLE = SCHEMA.example()
+VALIDATORS = RequestValidators.of(SCHEMA)
 
 
 @pytest.fixture
@@ -187,7 +190,7 @@ def test_the_quick_check_accepts_only_what_the_validator_accepts(rows: list[dict
     if valid_columns(rows, SCHEMA) is None:
         return
     try:
-        validated = SCHEMA.batch_adapter.validator.validate_json(json.dumps(rows))
+        validated = VALIDATORS.batch.validator.validate_json(json.dumps(rows))
     except ValidationError as error:
         raise AssertionError(f"accepted too much: {rows}") from error
     assert validated == rows

@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.core.contract.schema import Schema, violations
+from pipeline.core.contract.checks import violations
+from pipeline.core.contract.requests import RequestValidators
+from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
-from pipeline.core.model.features import FrameEncoder
+from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.model.golden import golden_rows
 from pipeline.core.promoted import Promotion
 from pipeline.promotion.staging import stage
@@ -73,8 +75,9 @@ def test_golden_rows_come_from_the_contract_keep_it_and_are_always_the_same(sche
     rows = golden_rows(schema)
     assert rows == golden_rows(schema)
     assert not list(violations(pd.DataFrame(rows), schema))
+    validate = RequestValidators.of(schema).application.validate_python
     for row in rows:
-        schema.request_adapter.validate_python(row)
+        validate(row)
     for name, field in schema.fields.items():
         assert {row[name] for row in rows} >= set(field.categories)
 

@@ -16,7 +16,8 @@ from pipeline.__main__ import main
 from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import DataError
-from pipeline.core.model.features import FrameEncoder, Matrix
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import Matrix
 from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import auc
 from pipeline.registry.logged_model import open_model

@@ -23,7 +23,8 @@ import yaml
 from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.holdout import is_test_row
 from pipeline.training.folds import FoldSet, FoldSettings

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ClusterError, ConfigError
-from pipeline.core.model.features import FrameEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.training.folds import FoldScore, FoldSet, FoldSettings
 from pipeline.training.search import (
     Best,

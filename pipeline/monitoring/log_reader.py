@@ -17,7 +17,7 @@ from pipeline.core.policy import STATUSES
 from pipeline.core.record import DECISION_FILE, decision_log_settings
 from pipeline.monitoring.request import DecisionsRequest
 from pipeline.report import Report
-from pipeline.tables.files import open_sink
+from pipeline.tables.sinks import open_sink
 
 INPUT = "input."
 """Prefix of the columns that hold what the applicant stated."""

@@ -13,7 +13,8 @@ import pandas as pd
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import PipelineError, TrackingError
-from pipeline.core.model.features import FrameEncoder, Matrix, RowEncoder, monotone_constraints
+from pipeline.core.model.encoders import FrameEncoder, RowEncoder
+from pipeline.core.model.features import Matrix, monotone_constraints
 from pipeline.core.promoted import promotions
 from pipeline.promotion.compatibility import schema_changes
 from pipeline.promotion.gate import Evidence

@@ -24,7 +24,8 @@ from sklearn.feature_extraction import DictVectorizer
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import TrackingError, first_line
 from pipeline.core.files import file_digests
-from pipeline.core.model.features import Matrix, RowEncoder, feature_names_digest
+from pipeline.core.model.encoders import RowEncoder
+from pipeline.core.model.features import Matrix, feature_names_digest
 from pipeline.core.model.golden import golden_rows
 from pipeline.core.promoted import MODEL_NAME
 from pipeline.registry.client import CANDIDATE, asking

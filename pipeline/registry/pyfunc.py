@@ -14,9 +14,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from pipeline.core.contract.schema import check_columns, violations
+from pipeline.core.contract.checks import BrokenRules, check_columns, violations
 from pipeline.core.errors import DataError
-from pipeline.core.model.features import FrameEncoder, Matrix
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import Matrix
 from pipeline.registry.logged_model import BOOSTER, SCHEMA, VECTORIZER, read_parts
 
 
@@ -46,8 +47,10 @@ class CreditRiskModel(PythonModel):
             check_columns(rows, self._schema, labelled=False)
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        if problems := [str(problem) for problem in violations(rows, self._schema)]:
-            raise MlflowException.invalid_parameter_value("; ".join(problems))
+        broken = BrokenRules()
+        broken.add(violations(rows, self._schema))
+        if broken:
+            raise MlflowException.invalid_parameter_value("; ".join(broken.lines()))
 
 
 set_model(CreditRiskModel())

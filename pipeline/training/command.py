@@ -26,7 +26,8 @@ from tqdm import tqdm
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import sha256
 from pipeline.core.machine import available_cores
-from pipeline.core.model.features import FrameEncoder, Matrix, make_vectorizer, monotone_constraints
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import Matrix, make_vectorizer, monotone_constraints
 from pipeline.core.policy import Policy, Thresholds
 from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import Band, Probabilities, bands, metrics

@@ -26,8 +26,9 @@ from pipeline.cluster import cluster_failures, connect
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import ClusterError, first_line
 from pipeline.core.machine import available_cores
-from pipeline.core.model.features import FrameEncoder, Matrix, make_vectorizer
-from pipeline.tables.files import Group, ParquetSource, read_ahead
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import Matrix, make_vectorizer
+from pipeline.tables.sources import Group, ParquetSource, read_ahead
 from pipeline.training.settings import TrainSettings
 from pipeline.training.survey import _BLOCK, TEST, TRAIN, Survey
 
@@ -124,7 +125,7 @@ class Share:
             mine = self.sides[done : done + len(batch.rows)] == side
             done += len(batch.rows)
             rows = batch.rows.filter(pa.array(mine))
-            yield encode(rows), schema.labels(rows.select([schema.target.name]).to_pandas())
+            yield encode(rows), schema.labels(rows)
 
 
 class _Pages(xgb.DataIter):

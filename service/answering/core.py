@@ -177,7 +177,7 @@ class Core:
         before = self.promoted.served
         same = before is not None and before.model.schema.digest == bundle.schema.digest
         model = ServedModel(
-            promotion, bundle, self.settings, self.policy, before.model.schema if before and same else None
+            promotion, bundle, self.settings, self.policy, before.model.validators if before and same else None
         )
         return Version(model, self._batcher(model))
 

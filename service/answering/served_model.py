@@ -11,10 +11,11 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from pipeline.core.contract.schema import Schema, Values, valid_columns
+from pipeline.core.contract.requests import RequestValidators, Values, valid_columns
 from pipeline.core.model.bundle import BOOSTER_FILE, Bundle
+from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.explainer import Explainer, Reason
-from pipeline.core.model.features import FrameEncoder, Matrix, RowEncoder
+from pipeline.core.model.features import Matrix
 from pipeline.core.policy import STATUSES, Policy, Status, decide_many
 from pipeline.core.promoted import Promotion
 from service.answering.refusal import MOST_DETAILS, Detail, Refusal, contract_refusal, detail, details_of
@@ -71,8 +72,8 @@ class ServedModel:
         ``conf/serve.yaml``.
     policy
         ``conf/policy.yaml``.
-    schema
-        The contract, compiled already if the version before had the same.
+    validators
+        Those of the version before, if it had the same contract; None: compile them.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class ServedModel:
         bundle: Bundle,
         settings: ServeSettings,
         policy: Policy,
-        schema: Schema | None = None,
+        validators: RequestValidators | None = None,
     ) -> None:
         self.promotion = promotion
-        self.schema = schema or bundle.schema
+        self.schema = bundle.schema
+        self.validators = validators or RequestValidators.of(bundle.schema)
         self.explainer = Explainer(bundle)
         self.journal_members = self._journal_members(policy)
         self._bundle = bundle
@@ -92,9 +94,9 @@ class ServedModel:
         self._thresholds = policy.thresholds
         self._encoder = RowEncoder(self.schema, bundle.vectorizer)
         self._columns_encoder = FrameEncoder(self.schema, bundle.vectorizer)
-        self._validate: Callable[[bytes], dict[str, Any]] = self.schema.request_adapter.validator.validate_json
+        self._validate: Callable[[bytes], dict[str, Any]] = self.validators.application.validator.validate_json
         self._validate_many: Callable[[bytes], list[dict[str, Any]]] = (
-            self.schema.batch_adapter.validator.validate_json
+            self.validators.batch.validator.validate_json
         )
         self._tail = b',"model":"%b","request_id":"' % promotion.tag.encode()
 

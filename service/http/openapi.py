@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.core.contract.requests import request_document
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ConfigError
 from pipeline.core.policy import STATUSES
@@ -81,7 +82,7 @@ def _contract(core: Core) -> Schema | None:
 def _application(schema: Schema | None) -> Document:
     if schema is None:
         return {"type": "object"}
-    return {**schema.request_model.model_json_schema(), "example": schema.example()}
+    return {**request_document(schema), "example": schema.example()}
 
 
 def _decision(core: Core) -> Document:

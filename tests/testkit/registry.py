@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 
 from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
-from pipeline.core.model.features import FrameEncoder, make_vectorizer, monotone_constraints
+from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.features import make_vectorizer, monotone_constraints
 from pipeline.core.promoted import MODEL_NAME, Promotion
 from pipeline.promotion.failpoint import VARIABLE
 from pipeline.registry.client import CANDIDATE

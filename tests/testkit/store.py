@@ -21,7 +21,8 @@ from sklearn.feature_extraction import DictVectorizer
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, OBJECTS_FILE, SCHEMA, VECTORIZER
-from pipeline.core.model.features import FrameEncoder, RowEncoder, make_vectorizer
+from pipeline.core.model.encoders import FrameEncoder, RowEncoder
+from pipeline.core.model.features import make_vectorizer
 from pipeline.core.policy import Policy
 from pipeline.core.promoted import Promotion, version_home
 from pipeline.promotion.pointer import write_pointer

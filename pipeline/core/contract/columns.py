@@ -1,6 +1,6 @@
-"""One column of a pandas or Arrow table in, its numbers, gaps and category positions out.
+"""Columns of pandas and Arrow tables as NumPy arrays: numbers, gaps, positions of categories.
 
-Everything above (checks, features) is written once, over the NumPy arrays that come from here.
+Checks and features are written once, over these arrays.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ def positions(column: Column, values: Sequence[str]) -> Positions:
     return _arrow_positions(arrow.combine_chunks() if isinstance(arrow, pa.ChunkedArray) else arrow, values)
 
 
+def equals(column: Column, value: str | int) -> npt.NDArray[np.bool_]:
+    """Which rows hold a value: shape (n,). A number may stand there as text, as all values of a CSV file do."""
+    found = positions(column, (value,)) == 0 if isinstance(value, str) else as_numbers(column) == value
+    return np.asarray(found, dtype=bool)
+
+
 def _arrow_positions(column: pa.Array, values: Sequence[str]) -> Positions:
     if pa.types.is_dictionary(column.type):
         known = np.append(_arrow_positions(column.dictionary, values), -1)
@@ -96,8 +102,10 @@ def _arrow_numbers(column: pa.Array) -> npt.NDArray[np.float64]:
         return _arrow_numbers(column.dictionary_decode())
     if _is_text(kind):
         column = _parsed(column)
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    elif _is_number(kind):
         column = column.cast(pa.float64(), safe=False)
+    elif pa.types.is_boolean(kind):
+        column = column.cast(pa.int8()).cast(pa.float64())
     else:
         return np.full(len(column), np.nan)
     values: npt.NDArray[np.float64] = column.to_numpy(zero_copy_only=False)
@@ -111,6 +119,10 @@ def _parsed(text: pa.Array) -> pa.Array:
         trimmed = pc.utf8_trim_whitespace(text)
         numeric = pc.match_substring_regex(trimmed, _NUMBER)
         return pc.if_else(numeric, trimmed, pa.scalar(None, type=trimmed.type)).cast(pa.float64())
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -16,7 +16,8 @@ from sklearn.feature_extraction import DictVectorizer
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import StoreError
 from pipeline.core.files import sha256
-from pipeline.core.model.features import Matrix, RowEncoder
+from pipeline.core.model.encoders import RowEncoder
+from pipeline.core.model.features import Matrix
 from pipeline.core.model.predictor import Predictor
 
 BOOSTER_FILE = "saved_model.ubj"

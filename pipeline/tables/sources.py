@@ -1,16 +1,17 @@
-"""Table files in, Arrow record batches out, and back: memory holds a few batches, however long the table is.
+"""Reads table files as Arrow record batches: memory holds a few batches, however long the table is.
 
 A CSV file is read as text: nothing is guessed from its first rows, an unreadable number breaks a rule of the
-contract instead of the whole file, and a column that the contract does not know (``007``) comes out as it went in.
+contract instead of the whole file, and a column that the contract does not know (``007``) is passed on unchanged.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,9 +25,8 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from pipeline.core.errors import DataError, first_line
-from pipeline.core.files import replacing
 
-CSV, PARQUET = ".csv", ".parquet"
+CSV, GZIPPED_CSV, PARQUET = ".csv", ".csv.gz", ".parquet"
 
 ItemT = TypeVar("ItemT")
 
@@ -86,11 +86,23 @@ def open_source(path: str | Path) -> Source:
     if not path.exists():
         raise DataError(f"{path}: no such file; give a CSV or Parquet file, or a folder of Parquet files")
     with _readable(path):
-        source: Source = ParquetSource(path) if path.is_dir() or path.suffix == PARQUET else CsvSource(path)
+        source = _source(path)
     names = source.schema.names
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}: each column must have its own name, received twice: {', '.join(doubled)}")
+        raise DataError(f"{path}: two columns have the same name: {', '.join(doubled)}; rename one")
     return source
+
+
+def _source(path: Path) -> Source:
+    name = path.name.casefold()
+    if path.is_dir() or name.endswith(PARQUET):
+        return ParquetSource(path)
+    if name.endswith((CSV, GZIPPED_CSV)):
+        return CsvSource(path)
+    raise DataError(
+        f"{path}: the name must end in {CSV}, {GZIPPED_CSV} or {PARQUET}, or be a folder of Parquet files; "
+        "convert or rename it"
+    )
 
 
 class Group(NamedTuple):
@@ -112,7 +124,7 @@ class ParquetSource:
         self._path = path
         files = [str(file) for file in sorted(path.rglob(f"*{PARQUET}"))] if path.is_dir() else [str(path)]
         if not files:
-            raise DataError(f"{path}: must hold at least one {PARQUET} file, received none")
+            raise DataError(f"{path}: the folder holds no {PARQUET} file")
         base = str(path) if path.is_dir() else None
         dataset = pyarrow.dataset.dataset(
             files, format="parquet", partitioning="hive" if base else None, partition_base_dir=base
@@ -157,7 +169,7 @@ class ParquetSource:
             return rows
         absent = [name for name in self.schema.names if name not in keys and name not in rows.schema.names]
         if absent:
-            raise DataError(f"{file}: must have the columns of the first file, absent: {', '.join(absent)}")
+            raise DataError(f"{file}: lacks columns that the first file has: {', '.join(absent)}")
         columns = [
             pa.array([keys[item.name]] * len(rows)).cast(item.type)
             if item.name in keys
@@ -168,14 +180,15 @@ class ParquetSource:
 
 
 class CsvSource:
-    """A CSV file with a header, in UTF-8, every column as text; only an empty cell is missing."""
+    """A CSV file with a header, in UTF-8, may be gzipped; every column is text, only an empty cell is missing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        # Arrow tells by the name's ending whether the file is compressed, here and when it reads the rows.
+        with io.TextIOWrapper(pa.input_stream(str(path)), newline="", encoding="utf-8-sig") as file:
             header = next(csv.reader(file), [])
         if not header:
-            raise DataError(f"{path}: must begin with a line of column names, received an empty file")
+            raise DataError(f"{path}: the file is empty; it must begin with a line of column names")
         self.schema: pa.Schema = pa.schema([(name, pa.string()) for name in header])
         self.count: int | None = None
 
@@ -197,7 +210,7 @@ class CsvSource:
 
     def _reader(self, block: int, strange: deque[Unreadable]) -> pa.RecordBatchReader:
         def skip(row: Any) -> str:
-            reason = f"must have {row.expected_columns} cells, received {row.actual_columns}"
+            reason = f"the line must have {row.expected_columns} cells, received {row.actual_columns}"
             strange.append(Unreadable(row.number - 1, reason))  # the header is the reader's row 1
             return "skip"
 
@@ -225,79 +238,6 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a readable table: {first_line(error)}") from None
 
 
-class Sink(Protocol):
-    """A table file being written."""
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Append rows."""
-        ...
-
-    def close(self) -> None:
-        """Finish the file."""
-        ...
-
-
-class CsvSink:
-    """Writes record batches as CSV lines; null becomes an empty cell."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._file = path.open("wb")
-        self.write(pa.RecordBatch.from_arrays([pa.array([name]) for name in schema.names], names=schema.names))
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Append rows."""
-        try:
-            self._file.write(_csv_lines(rows, "none"))
-        except pa.ArrowInvalid:  # a text holds a comma, a quote or a line end: Arrow then quotes every text
-            self._file.write(_csv_lines(rows, "needed"))
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
-
-
-class ParquetSink:
-    """Writes record batches to a Parquet file."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = pyarrow.parquet.ParquetWriter(path, schema)
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Append rows."""
-        self._writer.write_batch(rows)
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._writer.close()
-
-
-@contextmanager
-def open_sink(path: Path, schema: pa.Schema) -> Iterator[Sink]:
-    """Write a CSV or Parquet file, by the name's ending, that appears under its name whole or not at all.
-
-    Raises
-    ------
-    DataError
-        The name ends otherwise, the folder is absent, or the disk refuses.
-    """
-    if path.suffix not in {CSV, PARQUET}:
-        raise DataError(
-            f"{path}: the name must end in {CSV} or {PARQUET}, received {path.suffix or 'no ending'!r}"
-        )
-    try:
-        with replacing(path) as temporary:
-            sink: Sink = (CsvSink if path.suffix == CSV else ParquetSink)(temporary, schema)
-            with closing(sink):
-                yield sink
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); name a file in a writable folder"
-        ) from None
-    except pa.ArrowException as error:
-        cure = f"leave the column out, or write {PARQUET}"
-        raise DataError(f"{path}: a column cannot be written ({first_line(error)}); {cure}") from None
-
-
 def read_ahead(items: Iterator[ItemT]) -> Generator[ItemT, None, None]:
     """Fetch the next item in a thread while the caller works on this one; Arrow and XGBoost release the GIL."""
     with ThreadPoolExecutor(1) as pool:
@@ -305,11 +245,3 @@ def read_ahead(items: Iterator[ItemT]) -> Generator[ItemT, None, None]:
         while (item := upcoming.result()) is not None:
             upcoming = pool.submit(next, items, None)
             yield item
-
-
-def _csv_lines(rows: pa.RecordBatch, quoting: str) -> pa.Buffer:
-    lines = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(
-        rows, lines, pyarrow.csv.WriteOptions(include_header=False, quoting_style=quoting, batch_size=1 << 14)
-    )
-    return lines.getvalue()

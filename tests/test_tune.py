@@ -19,16 +19,11 @@ from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ClusterError, ConfigError
 from pipeline.core.model.features import FrameEncoder, make_vectorizer
 from pipeline.training.folds import FoldScore, FoldSet, FoldSettings
-from pipeline.training.search import (
-    Best,
-    distributions,
-    finished_trials,
-    open_study,
-    search,
-    study_inputs,
-    study_name,
-)
+from pipeline.training.sampling import distributions
+from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
+from pipeline.training.study import open_study, study_inputs, study_name
+from pipeline.training.trials import Best, finished_trials
 from pipeline.training.workers import InProcess, Pool, open_pool
 from tests.conftest import PROJECT
 

@@ -25,7 +25,7 @@ TRAIN, TEST, UNLABELLED = 0, 1, 2
 """Sides of a row."""
 
 
-_BLOCK = 1 << 16
+BLOCK_ROWS = 1 << 16
 """Rows read at a time: what is beside the pages stays small."""
 
 
@@ -79,7 +79,7 @@ def survey(settings: TrainSettings, schema: Schema) -> Survey:
     sides, sample, problems = [], [], _Problems()
     digest = TableDigest(columns)
     with tqdm(total=rows, desc="survey", unit="row", unit_scale=True, disable=None) as bar:
-        for batch in read_ahead(source.batches(_BLOCK)):
+        for batch in read_ahead(source.batches(BLOCK_ROWS)):
             table = batch.rows.to_pandas()
             labelled = table[schema.target.name].notna().to_numpy(dtype=bool)
             problems.add(batch.rows.filter(pa.array(labelled)), table[labelled], batch.numbers[labelled], schema)

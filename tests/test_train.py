@@ -250,6 +250,7 @@ def test_what_cannot_be_trained_is_refused_in_one_message_and_nothing_is_logged(
     rows.rename(columns={"age": "years"}).to_csv(tmp_path / "renamed.csv", index=False)
     rows.assign(age=np.where(rows.index.isin([0, 2]), 7, 30)).to_csv(tmp_path / "broken.csv", index=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(tmp_path / "conf"))
     assert main(["train", *flags]) == 1
     output = capsys.readouterr()
     assert output.out == ""

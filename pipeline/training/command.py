@@ -13,7 +13,7 @@ from pipeline.report import Report
 from pipeline.training.conf_files import ConfFiles
 from pipeline.training.fitting import fit_and_test, fold_settings
 from pipeline.training.folds import FoldSet
-from pipeline.training.interruptions import resumable
+from pipeline.training.interruptions import Interruptions, resumable
 from pipeline.training.logged_run import log_inputs, log_outcome, provenance
 from pipeline.training.preparation import PreparedData, prepare
 from pipeline.training.progress import progress_bar
@@ -44,20 +44,26 @@ def run(request: TrainRequest) -> Report:
     inputs = study_inputs(settings, data=data.digest, schema=data.schema.digest)
     name = study_name(settings, inputs)
     with (
-        resumable(name),
+        resumable(name) as interruptions,
         open_study(settings, name, inputs) as study,
         parent_run(settings.experiment, name) as parent,
     ):
         log_inputs(settings, data, files)
         earlier = len(finished_trials(study))
-        best = _search(study, settings, data, parent)
+        best = _search(study, settings, data, parent, interruptions)
         outcome = fit_and_test(settings, data, best, thresholds)
         log_outcome(outcome, study, data, thresholds)
         version = log_model(outcome.booster, data.vectorizer, data.schema, metadata=provenance(settings, data))
     return summarise(outcome, version, name, earlier, settings.trials, data.notes)
 
 
-def _search(study: optuna.Study, settings: TrainSettings, data: PreparedData, parent: mlflow.ActiveRun) -> Best:
+def _search(
+    study: optuna.Study,
+    settings: TrainSettings,
+    data: PreparedData,
+    parent: mlflow.ActiveRun,
+    interruptions: Interruptions,
+) -> Best:
     finished = finished_trials(study)
     with trial_writer(parent, study.study_name, finished, settings.tracking_patience) as writer:
         if len(finished) >= settings.trials:
@@ -72,4 +78,4 @@ def _search(study: optuna.Study, settings: TrainSettings, data: PreparedData, pa
                 writer.put(trial)
                 show(trial)
 
-            return search(study, pool, settings, on_finished)
+            return search(study, pool, settings, on_finished, interruptions.deferred)

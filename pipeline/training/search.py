@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import optuna
@@ -12,7 +13,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.core.errors import ClusterError, first_line
 from pipeline.training.folds import Timed
-from pipeline.training.interruptions import uninterrupted
 from pipeline.training.sampling import distributions, sampler
 from pipeline.training.settings import TrainSettings
 from pipeline.training.trials import Best, best_of, evaluation_of, finished_trials, record_evaluation
@@ -23,7 +23,11 @@ _TRIALS_BEFORE_PRUNING = 10
 
 
 def search(
-    study: optuna.Study, pool: Pool, settings: TrainSettings, on_finished: Callable[[FrozenTrial], None]
+    study: optuna.Study,
+    pool: Pool,
+    settings: TrainSettings,
+    on_finished: Callable[[FrozenTrial], None],
+    deferred: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Best:
     """Ask, evaluate and tell until the study holds `settings.trials` finished trials.
 
@@ -35,6 +39,8 @@ def search(
         Where parameters are evaluated.
     on_finished
         Called with each trial that finishes.
+    deferred
+        Entered around each access to the study: what arrives meanwhile must not interrupt it.
 
     Raises
     ------
@@ -46,12 +52,12 @@ def search(
     finished = len(finished_trials(study))
     while finished < settings.trials:
         while len(running) < min(pool.slots, settings.trials - finished):
-            with uninterrupted():
+            with deferred():
                 trial = _ask(study, space, settings, asked=finished + len(running))
                 bars = _bars(study, settings) if settings.pruning else ()
             running[pool.submit(trial.params, bars)] = trial
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            with uninterrupted():
+            with deferred():
                 on_finished(_tell(study, running.pop(future), future))
             finished += 1
     return best_of(study)

@@ -20,7 +20,7 @@ from pipeline.training.progress import progress_bar
 from pipeline.training.request import TrainRequest
 from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
-from pipeline.training.study import open_study, study_inputs, study_name
+from pipeline.training.study import fold_groups, fold_notes, open_study, study_inputs, study_name
 from pipeline.training.summary import summarise
 from pipeline.training.tracking import parent_run
 from pipeline.training.trial_writer import trial_writer
@@ -41,7 +41,7 @@ def run(request: TrainRequest) -> Report:
     thresholds = Policy.load(files.policy).thresholds
     data = prepare(settings, Schema.load(files.schema))
     begin_to_start(settings.workers, settings.cluster)
-    inputs = study_inputs(settings, data=data.digest, schema=data.schema.digest)
+    inputs = study_inputs(settings, data=data.digest, schema=data.schema.digest, **data.fold_inputs)
     name = study_name(settings, inputs)
     with (
         resumable(name) as interruptions,
@@ -54,7 +54,9 @@ def run(request: TrainRequest) -> Report:
         outcome = fit_and_test(settings, data, best, thresholds)
         log_outcome(outcome, study, data, thresholds)
         version = log_model(outcome.booster, data.vectorizer, data.schema, metadata=provenance(settings, data))
-    return summarise(outcome, version, name, earlier, settings.trials, data.notes)
+    return summarise(
+        outcome, version, name, earlier, settings.trials, [*data.notes, *fold_notes(study, data.groups)]
+    )
 
 
 def _search(
@@ -68,7 +70,8 @@ def _search(
     with trial_writer(parent, study.study_name, finished, settings.tracking_patience) as writer:
         if len(finished) >= settings.trials:
             return best_of(study)
-        folds = FoldSet(data.train.matrix, data.train.labels, fold_settings(settings, data))
+        groups = fold_groups(study, data.groups)
+        folds = FoldSet(data.train.matrix, data.train.labels, fold_settings(settings, data), groups)
         with (
             open_pool(folds, settings.workers, settings.cluster) as pool,
             progress_bar(settings.trials, finished) as show,

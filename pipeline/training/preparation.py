@@ -12,6 +12,7 @@ from pipeline.core.model.features import FrameEncoder, Matrix, make_vectorizer
 from pipeline.tables.digest import frame_digest
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
+from pipeline.training.fold_split import EQUAL_ROWS, Positions, check_folds, equal_rows
 from pipeline.training.settings import TrainSettings
 from pipeline.training.survey import Survey, is_streamed, survey
 
@@ -37,6 +38,8 @@ class PreparedData:
         Digest of the whole table.
     notes
         One line for each thing left out.
+    groups
+        Number of each training row's application; None if no two rows are equal: see `equal_rows`.
     survey
         What was found in a table that is streamed; None for a table in memory.
     """
@@ -47,7 +50,13 @@ class PreparedData:
     test: Side
     digest: str
     notes: tuple[str, ...]
+    groups: Positions | None
     survey: Survey | None = None
+
+    @property
+    def fold_inputs(self) -> dict[str, str]:
+        """What the study must know about the folds; nothing for a table without equal rows."""
+        return {} if self.groups is None else {EQUAL_ROWS: "in one fold"}
 
 
 def prepare(settings: TrainSettings, schema: Schema) -> PreparedData:
@@ -56,7 +65,7 @@ def prepare(settings: TrainSettings, schema: Schema) -> PreparedData:
     Raises
     ------
     DataError
-        The table cannot be read, or rows break the contract.
+        The table cannot be read, rows break the contract, or a label is too rare for the folds.
     """
     if is_streamed(settings):
         found = survey(settings, schema)
@@ -77,4 +86,6 @@ def _prepared(
     held_out = is_test_row(rows, schema, settings.seed, settings.test_share)
     encode = FrameEncoder(schema, vectorizer).transform
     train, test = (Side(frame, encode(frame), schema.labels(frame)) for frame in (rows[~held_out], rows[held_out]))
-    return PreparedData(schema, vectorizer, train, test, digest, notes, found)
+    groups = equal_rows(train.frame, schema, settings.seed)
+    check_folds(train.labels, groups, settings.folds)
+    return PreparedData(schema, vectorizer, train, test, digest, notes, groups, found)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256
+from pipeline.training.fold_split import EQUAL_ROWS, Positions
 from pipeline.training.sampling import sampler
 from pipeline.training.settings import TrainSettings
 from pipeline.training.sqlite import spare_the_disk, sqlite_path, use_wal
@@ -21,7 +22,7 @@ _INPUTS = "inputs"
 
 
 def study_inputs(settings: TrainSettings, **digests: str) -> dict[str, Any]:
-    """Everything that a score depends on: two studies with equal inputs give equal scores to equal parameters."""
+    """Everything that a score depends on: studies with equal inputs give equal parameters equal scores."""
     import xgboost
 
     keys = {
@@ -74,6 +75,21 @@ def open_study(settings: TrainSettings, name: str, inputs: Mapping[str, Any]) ->
         yield study
 
 
+def fold_groups(study: optuna.Study, groups: Positions | None) -> Positions | None:
+    """Groups by which this study divides its rows into folds: none in a study that release 0.1 started."""
+    return groups if EQUAL_ROWS in study.user_attrs[_INPUTS] else None
+
+
+def fold_notes(study: optuna.Study, groups: Positions | None) -> list[str]:
+    """A line about a study whose folds share equal rows."""
+    if groups is None or fold_groups(study, groups) is not None:
+        return []
+    return [
+        f"study {study.study_name} was started by release 0.1, whose folds share equal rows: "
+        "its fold scores are too good. Start another with --study NAME."
+    ]
+
+
 @contextmanager
 def _alone(storage: str, name: str) -> Iterator[None]:
     """Hold the study's lock: two processes would each take the other's trials for interrupted ones."""
@@ -96,12 +112,17 @@ def _check_inputs(study: optuna.Study, inputs: Mapping[str, Any]) -> None:
     known = study.user_attrs.get(_INPUTS)
     if known is None:
         study.set_user_attr(_INPUTS, inputs)
-    elif known != inputs:
-        changed = sorted(key for key in {*known, *inputs} if known.get(key) != inputs.get(key))
+    elif changed := _changed(known, inputs):
         raise ConfigError(
-            f"study {study.study_name}: must be resumed with the inputs it was started with; "
-            f"changed: {', '.join(changed)}; give --study another name"
+            f"study {study.study_name} was started with other inputs ({', '.join(changed)} changed). "
+            "Resume it with the old ones, or start another with --study NAME."
         )
+
+
+def _changed(known: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    # A study of release 0.1 goes on with the folds that it began with.
+    accepted = {EQUAL_ROWS} - known.keys()
+    return sorted(key for key in {*known, *inputs} - accepted if known.get(key) != inputs.get(key))
 
 
 def _requeue_interrupted(study: optuna.Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.core.promoted import MODEL_NAME
@@ -15,7 +16,7 @@ NEXT = "make promote    (python -m pipeline promote)"
 
 
 def summarise(
-    outcome: Outcome, version: Any, study: str, earlier: int, total: int, notes: tuple[str, ...]
+    outcome: Outcome, version: Any, study: str, earlier: int, total: int, notes: Sequence[str]
 ) -> Report:
     """Report a training.
 

@@ -28,9 +28,12 @@ from pipeline.core.model.features import make_vectorizer
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.holdout import is_test_row
 from pipeline.training.folds import FoldSet, FoldSettings
-from pipeline.training.search import finished_trials, open_study, search
+from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
-from pipeline.training.tracking import TrialWriter, parent_run
+from pipeline.training.study import open_study
+from pipeline.training.tracking import parent_run
+from pipeline.training.trial_writer import TrialWriter
+from pipeline.training.trials import finished_trials
 from pipeline.training.workers import InProcess
 from tests.testkit import PROJECT
 from tests.testkit.projects import Project, copy_project
@@ -132,7 +135,12 @@ print(json.dumps({{
     assert run["metrics"]["test_auc"] == first["test"]["auc"] > 0.8
     assert len(run["tags"]["lock.sha256"]) == 64
     assert {Path(name).stem for name in run["files"] if name.startswith("figures")} >= FIGURES
-    assert {Path(name).name for name in run["files"]} >= {"train.yaml", "schema.yaml", "serve.yaml"}
+    assert {Path(name).name for name in run["files"]} >= {
+        "train.yaml",
+        "schema.yaml",
+        "policy.yaml",
+        "resolved.json",
+    }
     assert [context for context, _ in run["datasets"]] == ["training", "holdout"]
     assert len({digest for _, digest in run["datasets"]}) == 2
     assert first["version"] == 1
@@ -240,6 +248,7 @@ def test_what_cannot_be_trained_is_refused_in_one_message_and_nothing_is_logged(
     rows.rename(columns={"age": "years"}).to_csv(tmp_path / "renamed.csv", index=False)
     rows.assign(age=np.where(rows.index.isin([0, 2]), 7, 30)).to_csv(tmp_path / "broken.csv", index=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(tmp_path / "conf"))
     assert main(["train", *flags]) == 1
     output = capsys.readouterr()
     assert output.out == ""

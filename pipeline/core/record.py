@@ -27,7 +27,10 @@ class DecisionLogSettings(Settings):
     queue_rows: int = Field(ge=1)
     """Decisions that may wait to be written; beyond it they are dropped and counted."""
     flush_seconds: float = Field(gt=0)
-    """How often the waiting decisions are written: what a kill -9 can lose."""
+    """Decisions are written within this time: what a kill -9 can lose.
+
+    Waiting takes half of it, so that the other half is left to write; a busy machine may need longer.
+    """
 
 
 def decision_log_settings(serve_yaml: Path) -> DecisionLogSettings:

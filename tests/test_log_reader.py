@@ -9,7 +9,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.core.errors import DataError
 from pipeline.monitoring.log_reader import read_decisions
-from tests.test_journal import APPLICATION, Log, decided
+from tests.test_decision_log import APPLICATION, LogInFolder, decided_batch
 
 V2 = (
     b'"model":"credit_risk_model:v2","digest":"d","schema":"s",'
@@ -20,13 +20,13 @@ V2 = (
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Decisions of two workers and two versions; one line cut by a crash."""
-    one, other = Log(tmp_path), Log(tmp_path)
+    one, other = LogInFolder(tmp_path), LogInFolder(tmp_path)
     now = datetime.now(UTC).timestamp()
-    one.journal.add(decided(2, 0, at=now))
-    one.journal.add(decided(1, 2, at=now - 7200))
-    one.journal.close()
-    other.journal.add(decided(3, 3, at=now - 3600, model=V2, statuses=["DECLINED"] * 3, first_row=0))
-    other.journal.close()
+    one.writer.add(decided_batch(2, 0, at=now))
+    one.writer.add(decided_batch(1, 2, at=now - 7200))
+    one.writer.close()
+    other.writer.add(decided_batch(3, 3, at=now - 3600, model=V2, statuses=["DECLINED"] * 3, first_row=0))
+    other.writer.close()
     with (tmp_path / "decisions-0.jsonl").open("a") as file:
         file.write('{"time":"2026-')
     return tmp_path

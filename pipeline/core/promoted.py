@@ -17,10 +17,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.core.errors import StoreError
+from pipeline.core.errors import PointerUnreadable, StoreError
+from pipeline.core.files import access_denied, read_regular_file
 
 MODEL_NAME = "credit_risk_model"
 """The registered model in MLflow and the model in the BentoML store."""
+
+_POINTER_BYTES = 1 << 20
+"""Largest pointer that is read; a real one has about a kilobyte."""
 
 
 class Promotion(BaseModel):
@@ -76,18 +80,23 @@ def read_pointer(name: str = MODEL_NAME) -> Promotion | None:
 
     Raises
     ------
+    PointerUnreadable
+        The system does not let it be read: no permission, no free file descriptor, a disk error.
     StoreError
-        The pointer exists but is not one.
+        It was read, but is no pointer.
     """
     path = pointer_path(name)
     try:
-        return Promotion.model_validate_json(path.read_bytes())
+        return Promotion.model_validate_json(read_regular_file(path, _POINTER_BYTES))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"{path}: not a promoted pointer ({type(error).__name__}); promote again, or roll back"
-        ) from None
+    except PermissionError as error:
+        raise PointerUnreadable(access_denied(error)) from error
+    except OSError as error:
+        raise PointerUnreadable(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # ValidationError is one
+        found = type(error).__name__ if isinstance(error, ValidationError) else str(error)
+        raise StoreError(f"{path}: not a promoted pointer ({found}); promote again, or roll back") from None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from pipeline.core.policy import Policy, Status
 from pipeline.core.promoted import Promotion
 from pipeline.core.settings import conf_folder
 from service.answering.batcher import Batcher, MicroBatcher
-from service.answering.follower import Promoted
+from service.answering.follower import PointerFollower
 from service.answering.refusal import Refusal
 from service.answering.served_model import Application, Decisions, ServedModel
-from service.records.log_writer import Decided, Journal
+from service.records.decision_log import DecidedBatch, DecisionLog
 from service.records.metrics import Metrics
 from service.settings import ServeSettings
 
@@ -72,8 +72,12 @@ class Core:
         self.settings = settings
         self.policy = policy
         self.metrics = Metrics()
-        self.journal = Journal(settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped)
-        self.promoted: Promoted[Version] = Promoted(self._prepare, settings.retry_refused_seconds, self.metrics)
+        self.decision_log = DecisionLog(
+            settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped
+        )
+        self.promoted: PointerFollower[Version] = PointerFollower(
+            self._prepare, settings.retry_refused_seconds, self.metrics
+        )
         self.batches = Slots(settings.limits.batches, settings.limits.retry_after_seconds)
         """To be held by whoever reads or answers a batch request: those are large."""
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="batch scorer")
@@ -81,13 +85,14 @@ class Core:
 
     def start(self) -> None:
         """Load what is promoted and begin to record decisions."""
-        self.promoted.current()
-        self.journal.start()
+        self.promoted.start()
+        self.decision_log.start()
 
     def close(self) -> None:
         """Record what was decided, to the last."""
+        self.promoted.close()
         self._scorer.shutdown(wait=False, cancel_futures=True)
-        self.journal.close()
+        self.decision_log.close()
 
     def answering(self) -> Version:
         """Give what answers now, or raise the `Refusal` 503."""
@@ -167,11 +172,8 @@ class Core:
         self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
 
     def _nothing_answers(self) -> Refusal:
-        if self.promoted.refused:
-            error = "the promoted version failed its checks; run: python -m pipeline promote"
-        else:
-            error = "nothing is promoted; run: python -m pipeline promote"
-        return Refusal(503, error, headers=[(b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)])
+        retry_after = (b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)
+        return Refusal(503, self.promoted.why_nothing_answers, headers=[retry_after])
 
     def _prepare(self, promotion: Promotion, bundle: Bundle) -> Version:
         before = self.promoted.served
@@ -209,8 +211,8 @@ class Core:
     ) -> None:
         statuses: Sequence[Status] = decisions.statuses
         self.metrics.decided(model.tag, statuses, decisions.probabilities)
-        self.journal.add(
-            Decided(
+        self.decision_log.add(
+            DecidedBatch(
                 model.journal_members,
                 applications,
                 decisions.probabilities,

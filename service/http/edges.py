@@ -159,19 +159,17 @@ def _resumed(started: Coroutine[Any, Any, bytes], waits_for: Any) -> Generator[A
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()  # not a list of chunks: one byte a chunk would take fifty times its size
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
         if not message.get("more_body"):
-            return chunk if len(chunks) == 1 else b"".join(chunks)
+            return bytes(body + chunk) if body else chunk
+        body += chunk
 
 
 def _declared(headers: Headers) -> int:

@@ -145,6 +145,7 @@ class Target:
         statuses: list[int] = []
 
         async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0)  # each chunk arrives in a turn of its own
             return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
         async def send(message: Any) -> None:
@@ -281,6 +282,8 @@ def start_target(home: Path, schema: Schema) -> tuple[Target, list[dict[str, Any
     Store({1: put_in_store(1, *quick_booster(applications, schema), schema, rows[:20])}).promote(1)
     core = make_core()
     core.start()
+    gc.collect()
+    gc.freeze()  # what is collected from here on is of the bodies
 
     async def nowhere(*_: Any) -> None:
         raise AssertionError("not an endpoint of the middleware")

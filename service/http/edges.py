@@ -167,9 +167,11 @@ async def _collect(receive: Receive, limit: int) -> bytes:
         chunk: bytes = message.get("body", b"")
         if len(body) + len(chunk) > limit:
             raise _too_large(limit)
-        if not message.get("more_body"):
-            return bytes(body + chunk) if body else chunk
+        if not body and not message.get("more_body"):
+            return chunk
         body += chunk
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 def _declared(headers: Headers) -> int:

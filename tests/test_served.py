@@ -12,22 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.core.contract.requests import RequestValidators, valid_columns
-from pipeline.core.contract.schema import Schema
+from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.features import make_vectorizer
+from service.answering.bodies import BodyParser
 from service.answering.core import Core
 from service.answering.refusal import MOST_DETAILS, Refusal
 from service.answering.served_model import ServedModel
+from service.settings import LimitSettings
 from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 EXAMPLE = SCHEMA.example()
 VALIDATORS = RequestValidators.of(SCHEMA)
-from pipeline.core.contract.schema import load_schema
-from service.answering.bodies import BodyParser
-
-SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
-EXAMPLE = SCHEMA.example()
 LIMITS = yaml.safe_load((PROJECT / "conf/serve.yaml").read_text())["limits"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -193,9 +194,15 @@ def test_what_cannot_be_found_is_said_in_one_line(machine: Machine) -> None:
     assert machine.pointer() is None
 
 
-def test_a_damaged_pointer_is_replaced_by_the_next_promotion(promoted_machine: Machine) -> None:
+@pytest.mark.parametrize("damage", ["cut", "fifo", "link to a device"])
+def test_a_damaged_pointer_is_replaced_by_the_next_promotion(promoted_machine: Machine, damage: str) -> None:
     machine = promoted_machine
-    (machine.models / "promoted.json").write_text('{"tag": "credit_risk')
+    pointer = machine.models / "promoted.json"
+    if damage == "cut":
+        pointer.write_text('{"tag": "credit_risk')
+    else:
+        pointer.unlink()
+        os.mkfifo(pointer) if damage == "fifo" else pointer.symlink_to("/dev/zero")
     assert "promote again, or roll back" in fail(machine.run("status"))
     succeed(machine.run("promote", "--version", "2"))
     agrees(machine, BETTER)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError, PromotionRefused, StoreError
+from pipeline.core.files import NotRegularFile, read_regular_file
 from pipeline.core.machine import now, whoami
 from pipeline.core.promoted import Promotion, pointer_path, promotions, read_pointer, version_home
 from pipeline.promotion import store_folders
@@ -50,9 +51,11 @@ def changing(settings: PromoteSettings) -> Iterator[None]:
 def pointer_state() -> bytes | None:
     """Content of the promoted pointer's file, by which `require_unmoved` sees any change; None: no such file."""
     try:
-        return pointer_path().read_bytes()
+        return read_regular_file(pointer_path())
     except FileNotFoundError:
         return None
+    except NotRegularFile:  # the next promotion replaces it
+        return b""
 
 
 def require_unmoved(seen: bytes | None) -> None:

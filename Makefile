@@ -1,14 +1,21 @@
-# Every target works on a fresh machine with Python 3.11: it makes .venv from requirements.lock first,
-# and again whenever the lock has changed.
+# Every target works on a fresh machine with Python 3.11, 3.12 or 3.13: it makes .venv from requirements.lock
+# first, and again whenever the lock has changed. `make test VENV=.venv-3.12 PYTHON=python3.12` uses another one.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
-INSTALLED := .venv/.installed
-LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --quiet
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+# The newest Python that runs and can make an environment: a pyenv shim may be there and run nothing,
+# and Debian's python3 has no ensurepip until python3-venv is installed.
+SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
+# fewest: one version of a package on all supported Pythons, so that they compute and are checked alike.
+LOCK := --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url \
+	--no-emit-find-links --quiet
+export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train promote rollback status serve ui bento test check format bench lock
+.PHONY: help setup train promote rollback status serve ui bento test coverage check docs format bench lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -17,10 +24,12 @@ help:  ## Show this list
 setup: $(INSTALLED)  ## Make .venv from requirements.lock
 
 $(INSTALLED): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	  || { echo "error: Python 3.11 is needed, found $$($(PYTHON) --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
+	@$(or $(PYTHON),false) -c '$(SUITABLE)' || { echo "error: Python 3.11, 3.12 or 3.13 with the venv module is" \
+	  "required, found $(or $(PYTHON),none). Install one, or set PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || { echo "error: $(VENV) is not a virtual environment." \
+	  "Remove it, or set VENV to another folder" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
@@ -48,11 +57,17 @@ bento: setup  ## Build a Bento of the service with the promoted version
 test: setup  ## Run the tests
 	python -m pytest -n 2 --dist loadgroup $(ARGS)
 
+coverage: setup  ## Run the tests and show which lines they miss
+	python -m pytest -n 2 --dist loadgroup --cov --cov-report=term-missing:skip-covered --cov-report=html $(ARGS)
+
 check: setup  ## Format, lint, types and import rules
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
+
+docs: setup  ## Build the documentation as a site in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict $(ARGS)
 
 format: setup  ## Rewrite the code in the project's format
 	ruff format .
@@ -61,6 +76,6 @@ format: setup  ## Rewrite the code in the project's format
 bench: setup  ## Measure: recipe, training, scoring, serving, faults (needs a quiet machine)
 	for name in recipe training scoring faults tricks serving; do python -m benchmarks.$$name || exit 1; done
 
-lock: setup  ## Resolve both locks anew from pyproject.toml
-	uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.lock
-	uv pip compile --group serve -c requirements.lock $(LOCK) -o requirements.serve.lock
+lock: setup  ## Resolve both locks from pyproject.toml (every version anew: ARGS=--upgrade)
+	uv pip compile pyproject.toml --group dev $(LOCK) $(ARGS) -o requirements.lock
+	uv pip compile --group serve -c requirements.lock $(LOCK) $(ARGS) -o requirements.serve.lock

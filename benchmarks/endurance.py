@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic
 
 from benchmarks import figures
-from benchmarks.load import LoadResult, run_load
+from benchmarks.load import LoadResult, await_answers, run_load, under_load
 from benchmarks.rounds import CONNECTIONS, failed_requests, markdown
 from benchmarks.scratch import Scratch
-from benchmarks.servers import Server
+from tests.testkit.servers import Server
 
 SETTLED = 60.0
 """Seconds after which memory may hardly grow."""
@@ -71,12 +71,8 @@ def promotions(server: Server, requests: Sequence[bytes], scratch: Scratch) -> s
 
     The state must hold versions 1 and 2, with 2 promoted and 1 before it.
     """
-    with ThreadPoolExecutor(1) as pool:
-        switching = pool.submit(_switch_six_times, scratch)
-        result = LoadResult()
-        while not switching.done():
-            _extend(result, run_load(server.port, requests, connections=CONNECTIONS, seconds=5, keep=True))
-    switches = switching.result()
+    with under_load(server.port, requests, CONNECTIONS) as result:
+        switches = _switch_six_times(scratch, result)
     rows = [(
         len(switches), f"{len(result.answers):,}", failed_requests(result), stale_answers(result, switches),
         *_latencies(result),
@@ -98,31 +94,23 @@ def stale_answers(result: LoadResult, switches: Sequence[Switch]) -> int:
     )
 
 
-def _switch_six_times(scratch: Scratch) -> list[Switch]:
+def _switch_six_times(scratch: Scratch, load: LoadResult) -> list[Switch]:
     commands = itertools.cycle(
         [(("rollback",), 1), (("promote", "--version", "2", "--force", "--reason", "bench"), 2)]
     )
     switches = []
     for command, version in itertools.islice(commands, 6):
-        sleep(1)  # answers between two switches, so that a stale one would be seen
+        await_answers(load, 1000)  # between two switches, so that a stale one would be seen
         began = monotonic()
         scratch.pipeline(*command)
         switches.append(Switch(" ".join(command), f"{_NAME}:v{version}", began, monotonic()))
-    sleep(1)
+    await_answers(load, 1000)
     return switches
 
 
 def _latencies(result: LoadResult) -> tuple[str, str, str]:
     """Median, 99th percentile and longest, in milliseconds."""
     return tuple(f"{1000 * result.percentile(share):.1f}" for share in (50, 99, 100))  # type: ignore[return-value]
-
-
-def _extend(whole: LoadResult, part: LoadResult) -> None:
-    whole.seconds += part.seconds
-    whole.latencies.extend(part.latencies)
-    whole.statuses.update(part.statuses)
-    whole.failures += part.failures
-    whole.answers.extend(part.answers)
 
 
 def _watch_memory(server: Server, over: Event) -> list[tuple[float, int]]:

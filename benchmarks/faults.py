@@ -28,13 +28,13 @@ from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
 from pipeline.tables.labelled import ingest
-from tests.registry import (
+from tests.testkit import DATA
+from tests.testkit.registry import (
     BETTER,
     GOOD,
     NARROWER,
     SHUFFLED,
     SWAPPED,
-    TABLE,
     THIRD,
     Machine,
     make_registry,
@@ -48,7 +48,7 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as folder:
         schema = Schema.load("conf/schema.yaml")
-        database = make_registry(Path(folder), schema, ingest(TABLE, schema).frame)
+        database = make_registry(Path(folder), schema, ingest(DATA, schema).frame)
         machine = new_machine(_fresh(folder, "machine"), database)
         _done(machine, "promote", "--version", str(GOOD))
         lines = [

@@ -14,14 +14,19 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import cast
 from urllib.parse import urlsplit
 
 import numpy as np
 import uvloop
+
+from tests.testkit.waiting import eventually
 
 _HEADER_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
@@ -92,6 +97,7 @@ def run_load(
     seconds: float | None = None,
     count: int | None = None,
     keep: bool = False,
+    result: LoadResult | None = None,
 ) -> LoadResult:
     """Load a server from this process until the time is over or the number of requests is reached.
 
@@ -107,21 +113,49 @@ def run_load(
         When to stop; at least one must be given.
     keep
         Keep every answer with its times.
+    result
+        Add to this one; it can be read while the load goes on.
     """
     if seconds is None and count is None:
         raise ValueError("give seconds, count or both; otherwise the load has no end")
-    return uvloop.run(_load(host, port, connections, _Run(requests, seconds, count, keep)))
+    return uvloop.run(_load(host, port, connections, _Run(requests, seconds, count, keep, result or LoadResult())))
+
+
+@contextmanager
+def under_load(port: int, requests: Sequence[bytes], connections: int = 16) -> Iterator[LoadResult]:
+    """Load a server until the block ends; yields the answers, kept, which become more meanwhile."""
+    result, over = LoadResult(), Event()
+
+    def load() -> None:
+        while not over.is_set():
+            run_load(port, requests, connections=connections, seconds=1, keep=True, result=result)
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        try:
+            yield result
+        finally:
+            over.set()
+        loading.result()
+
+
+def await_answers(result: LoadResult, count: int = 200) -> None:
+    """Wait until so many more requests have been answered or have failed."""
+    enough = len(result.latencies) + result.failures + count
+    eventually(lambda: len(result.latencies) + result.failures >= enough)
 
 
 class _Run:
     """What the connections of one run share."""
 
-    def __init__(self, requests: Sequence[bytes], seconds: float | None, count: int | None, keep: bool) -> None:
+    def __init__(
+        self, requests: Sequence[bytes], seconds: float | None, count: int | None, keep: bool, result: LoadResult
+    ) -> None:
         self.requests: Iterator[bytes] = itertools.cycle(requests)
         self.end = monotonic() + seconds if seconds is not None else float("inf")
         self.left = count if count is not None else float("inf")
         self.keep = keep
-        self.result = LoadResult()
+        self.result = result
 
     def next(self) -> bytes | None:
         if self.left <= 0 or monotonic() >= self.end:
@@ -196,7 +230,7 @@ def _content_length(head: bytes) -> int:
 async def _load(host: str, port: int, connections: int, run: _Run) -> LoadResult:
     began = monotonic()
     await asyncio.gather(*(_keep_connected(host, port, run) for _ in range(connections)))
-    run.result.seconds = monotonic() - began
+    run.result.seconds += monotonic() - began
     return run.result
 
 

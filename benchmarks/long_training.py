@@ -19,16 +19,16 @@ import psutil
 from distributed import Client
 
 from benchmarks.rounds import markdown
-from benchmarks.servers import dask_cluster
 from pipeline.cluster import ClusterSettings
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import make_vectorizer
 from pipeline.core.settings import conf_folder
 from pipeline.evaluation.metrics import auc
-from pipeline.training import streaming as stream
-from pipeline.training.command import xgboost_parameters
+from pipeline.training.fitting import xgboost_parameters
 from pipeline.training.settings import TrainSettings
+from pipeline.training.streaming import fit_streamed, score_streamed
 from pipeline.training.survey import survey
+from tests.testkit.cluster import dask_cluster
 
 ResultT = TypeVar("ResultT")
 
@@ -54,8 +54,8 @@ def measure(settings: TrainSettings, rounds: int, watch: Watch) -> None:
     schema = Schema.load(conf_folder() / "schema.yaml")
     parameters = default_parameters(settings, schema)
     found = watch.step("survey", lambda: survey(settings, schema))
-    booster = watch.step("fit", lambda: stream.fit(settings, schema, found, parameters, rounds))
-    labels, probabilities = watch.step("test", lambda: stream.held_out(settings, schema, found, booster))
+    booster = watch.step("fit", lambda: fit_streamed(settings, schema, found, parameters, rounds))
+    labels, probabilities = watch.step("test", lambda: score_streamed(settings, schema, found, booster))
     print(f"\n{len(found.sides):,} rows, {rounds} rounds, test AUC {auc(labels, probabilities):.4f}\n")
     header = ["step", "seconds", "peak MiB here", *(f"worker {n}" for n in range(1, len(watch.processes)))]
     print(markdown(header, watch.rows))

@@ -20,7 +20,7 @@ from pipeline.core.model.features import make_vectorizer
 from pipeline.core.settings import conf_folder
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.labelled import ingest
-from pipeline.training.command import xgboost_parameters
+from pipeline.training.fitting import xgboost_parameters
 from pipeline.training.folds import FoldSet, FoldSettings, quantised
 from pipeline.training.settings import TrainSettings
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load import LoadResult, request, run_load
-from benchmarks.servers import Server
+from tests.testkit.servers import Server
 
 CONNECTIONS = 16
 OK = 200
@@ -104,7 +104,7 @@ def ask(server: Server) -> Any:
     """
     service = server.service
     answer = httpx.post(
-        server.address + service.path,
+        server.url + service.path,
         content=service.body,
         headers={"Content-Type": "application/json"},
         timeout=30,

@@ -36,9 +36,10 @@ from pipeline.scoring.engine import Model
 from pipeline.scoring.output import Files, score_file
 from pipeline.scoring.settings import ScoreSettings
 from pipeline.tables.sources import open_source
-from pipeline.training.command import fit, prepare, xgboost_parameters
-from pipeline.training.search import Best
+from pipeline.training.fitting import fit, xgboost_parameters
+from pipeline.training.preparation import prepare
 from pipeline.training.settings import TrainSettings
+from pipeline.training.trials import Best
 
 NAIVE_ROWS = 50_000
 """The naive ways are measured on so many rows and scaled up: they take the same time for each row."""

@@ -29,10 +29,11 @@ from benchmarks.load import request
 from benchmarks.peers import EMPTY_LEAN, FASTAPI, MLFLOW, TUTORIAL, peers
 from benchmarks.rounds import CONNECTIONS, Figures, Rounds, ask, markdown, single
 from benchmarks.scratch import Scratch
-from benchmarks.servers import PROJECT, Server, Service, running
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.bundle import TOLERANCE
 from pipeline.tables.labelled import ingest
+from tests.testkit import PROJECT
+from tests.testkit.servers import Server, Service, running
 
 OURS = "this service"
 AIMS = {TUTORIAL: 10.0, FASTAPI: 5.0, MLFLOW: 15.0, EMPTY_LEAN: 1.5}

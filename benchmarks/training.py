@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.servers import Service, dask_cluster, running
 from pipeline.cluster import ClusterSettings
 from pipeline.core.settings import conf_folder
+from tests.testkit.cluster import dask_cluster
+from tests.testkit.servers import Service, running
 
 ROUNDS = 200
 FOLDS = 5
@@ -119,7 +120,7 @@ def draw(results: dict[str, list[dict[str, float]]], trials: int) -> None:
 def rows() -> tuple[Any, Any]:
     """The contract and the training side of the shipped data."""
     from pipeline.core.contract.schema import Schema
-    from pipeline.training.command import prepare
+    from pipeline.training.preparation import prepare
     from pipeline.training.settings import TrainSettings
 
     settings = TrainSettings.load("conf/train.yaml")
@@ -192,7 +193,7 @@ def floor(trials: int) -> dict[str, float]:
     """No tracking: rows encoded and binned once, one thread, an Optuna study in memory, no MLflow."""
     import optuna
 
-    from pipeline.training.search import distributions
+    from pipeline.training.sampling import distributions
 
     settings, prepared = rows()
     folds = fold_set(settings, prepared)
@@ -230,15 +231,17 @@ def ours(
             return search_on(ClusterSettings(address=address) if address else None, tracked(stack, server), trials)
 
     def search_on(cluster: ClusterSettings | None, folder: str, trials: int) -> dict[str, float]:
-        from pipeline.training import search as tune
-        from pipeline.training.search import evaluation_of, finished_trials, open_study, search
-        from pipeline.training.tracking import parent_run, trial_writer
+        from pipeline.training import search as searching
+        from pipeline.training.study import open_study
+        from pipeline.training.tracking import parent_run
+        from pipeline.training.trial_writer import trial_writer
+        from pipeline.training.trials import evaluation_of, finished_trials
         from pipeline.training.workers import open_pool
 
         settings, prepared = rows()
         settings = settings.model_copy(update={"trials": trials, "storage": f"sqlite:///{folder}/optuna.db"})
         folds = fold_set(settings, prepared)
-        tune.sampler = replaying_sampler(parameter_sets(settings, trials))
+        searching.__dict__["sampler"] = replaying_sampler(parameter_sets(settings, trials))
         finished: list[float] = []
         with open_study(settings, "benchmark", {}) as study:
             begin = time.perf_counter()
@@ -252,7 +255,7 @@ def ours(
                     finished.append(time.perf_counter())
                     writer.put(trial)
 
-                search(study, pool, settings, on_finished)
+                searching.search(study, pool, settings, on_finished)
             seconds = time.perf_counter() - begin
             best = max(evaluation_of(trial).means["auc"] for trial in finished_trials(study))
         return {"seconds": seconds, "auc": best, "rate": (trials - 1) / (finished[-1] - finished[0])}
@@ -280,7 +283,7 @@ def replaying_sampler(sets: list[dict[str, Any]]) -> Any:
 
 
 def fold_set(settings: Any, prepared: Any) -> Any:
-    from pipeline.training.command import xgboost_parameters
+    from pipeline.training.fitting import xgboost_parameters
     from pipeline.training.folds import FoldSet, FoldSettings
 
     # Without early stopping and constraints, which the naive loop has not: as much work for everybody.
@@ -297,11 +300,11 @@ def tracked(stack: ExitStack, server: bool) -> str:
     folder = tempfile.mkdtemp(prefix="benchmark-")
     address = f"sqlite:///{folder}/mlflow.db"
     if server:
-        command = ("mlflow", "server", "--port", "{port}", "--workers", "1", "--backend-store-uri", address,
-                   "--artifacts-destination", f"{folder}/artifacts")  # fmt: skip
-        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command = (sys.executable, "-m", "mlflow", "server", "--port", "{port}", "--workers", "1",
+                   "--backend-store-uri", address, "--artifacts-destination", f"{folder}/artifacts")  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         service = Service("mlflow server", command, ready="/health", environment=environment)
-        address = stack.enter_context(running(service)).address
+        address = stack.enter_context(running(service)).url
     os.environ["MLFLOW_TRACKING_URI"] = address
     mlflow.set_tracking_uri(address)
     mlflow.create_experiment("benchmark", artifact_location=None if server else f"file://{folder}/artifacts")

@@ -43,8 +43,8 @@ STEPS = {
     "train": Step("training.command:run", "training.request:TrainRequest"),
     "promote": Step("promotion.commands:promote", "promotion.request:PromoteRequest"),
     "rollback": Step("promotion.commands:rollback", "promotion.request:RollbackRequest"),
-    "status": Step("promotion.commands:status", "promotion.request:StatusRequest"),
-    "sync": Step("promotion.commands:sync", "promotion.request:SyncRequest"),
+    "status": Step("promotion.status:status", "promotion.request:StatusRequest"),
+    "sync": Step("promotion.following:sync", "promotion.request:SyncRequest"),
     "score": Step("scoring.command:run", "scoring.request:ScoreRequest"),
     "package": Step("packaging.bento:run", "packaging.request:PackageRequest"),
     "decisions": Step("monitoring.log_reader:run", "monitoring.request:DecisionsRequest"),
@@ -172,7 +172,11 @@ def _promote(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="judge and change nothing")
     add("--force", action="store_true", help="promote although the gate refuses; needs --reason")
     add("--reason", metavar="TEXT", help="why; kept in the history")
-    add("--allow-schema-change", action="store_true", help="accept a contract unlike the champion's")
+    add(
+        "--allow-schema-change",
+        action="store_true",
+        help="accept a changed data contract; needs --reason",
+    )
 
 
 def _rollback(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import bentoml
 
 from pipeline.core.machine import available_cores
 from pipeline.core.settings import conf_folder
-from service.http.edges import LOOPBACK, configured_keys
+from service.http.access import LOOPBACK, configured_keys
 from service.http.port import require_free_port
 from service.settings import ServeSettings
 
@@ -57,19 +57,13 @@ class LeanService(bentoml.Service[Any]):
         require_free_port()
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        """Build the application that a worker serves."""
+        """Build the application that a worker serves, as the last step before uvicorn is configured."""
+        from service.http.connections import install
+
+        install(SETTINGS.limits, SETTINGS.proxies)
         app = super().to_asgi(is_main=is_main)
-        unwanted = {"OpenTelemetryMiddleware"} if not SETTINGS.bentoml.tracing else set()
-        if SETTINGS.bentoml.timeout_seconds is None:
-            unwanted.add("TimeoutMiddleware")
-        kept = [middleware for middleware in app.user_middleware if middleware.cls.__name__ not in unwanted]
-        first, *others = kept
-        if first.cls not in {cls for cls, _ in self.middlewares}:
-            app.user_middleware = kept
-            return app
-        # Nothing of BentoML stands before ours: then neither need Starlette, for requests that never reach it.
-        app.user_middleware = others
-        return first.cls(app, **first.kwargs)
+        app.user_middleware = [one for one in app.user_middleware if one.cls not in _unwanted()]
+        return app
 
 
 class CreditRiskClassifier:
@@ -138,9 +132,18 @@ def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | No
     return service
 
 
+def _unwanted() -> set[type]:
+    """Give BentoML's middlewares that ``conf/serve.yaml`` leaves off and BentoML's configuration cannot."""
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    left_off: set[type] = set() if SETTINGS.bentoml.tracing else {OpenTelemetryMiddleware}
+    return left_off if SETTINGS.bentoml.timeout_seconds else {*left_off, TimeoutMiddleware}
+
+
 async def _answered(decide: Any, body: Any) -> Any:
     from service.answering.refusal import Refusal
-    from service.http.edges import RequestIds
+    from service.http.request_ids import RequestIds
 
     try:
         return json.loads(await decide(json.dumps(body).encode(), RequestIds().choose({})))

@@ -1,1 +1,1 @@
-"""One test module for each module of the project, plus the journey and parity."""
+"""One test module for each module of the project, plus the journey and parity; `testkit` holds what they start."""

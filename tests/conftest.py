@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pandas as pd
 import pytest
 
-from benchmarks.servers import dask_cluster, free_port
 from pipeline.core.contract.schema import Schema
 from pipeline.core.promoted import Promotion
 from pipeline.tables.labelled import ingest
 from service.answering.core import Core
-from tests import serving
+from tests.testkit import DATA, PROJECT
+from tests.testkit import store as stores
+from tests.testkit.cluster import dask_cluster
+from tests.testkit.projects import Project, changed_conf, copy_project
+from tests.testkit.servers import Server
 
 if TYPE_CHECKING:
-    from tests.registry import Machine
-
-PROJECT = Path(__file__).parent.parent
-DATA = PROJECT / "data/credit_risk.csv"
-
+    from tests.testkit.registry import Machine
 
 _JOURNEY = {"test_journey.py", "test_browser.py", "test_parity.py"}
 
@@ -56,71 +48,6 @@ def applications(schema: Schema) -> pd.DataFrame:
 # The journey as a user makes it: a copy of the project, a real training, a promotion and a running service.
 
 
-@dataclass(frozen=True)
-class Project:
-    """A copy of the project with state of its own: MLflow store, studies and BentoML store below `folder`."""
-
-    folder: Path
-    env: dict[str, str]
-
-    def run(self, *command: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        """Run a command in the copy, as a user would in the activated environment."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def pipeline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run ``python -m pipeline``."""
-        return self.run("python", "-m", "pipeline", *arguments, check=check)
-
-    @contextmanager
-    def serve(self, **env: str) -> Iterator[str]:
-        """Run plain ``bentoml serve`` until the block ends; yields its address once it is live."""
-        port = free_port()
-        log = self.folder / f"serve-{port}.log"
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                ["bentoml", "serve", "--port", str(port)],
-                cwd=self.folder,
-                env={**self.env, **env},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_live(url, server, log)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def wait_until_live(url: str, server: subprocess.Popen[bytes], log: Path, path: str = "/livez") -> None:
-    """Wait for a service to answer; its log is the message when it does not."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        with suppress(httpx.TransportError):
-            if httpx.get(url + path, timeout=2).status_code == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"no service at {url}:\n{log.read_text()}")
-
-
-def copy_project(folder: Path) -> Project:
-    """Copy what the project consists of; state is made anew below `folder`."""
-    for name in ("pipeline", "service", "conf", "data"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("MLproject", "pyproject.toml", "python_env.yaml", "requirements.lock", "requirements.serve.lock"):
-        shutil.copy(PROJECT / name, folder / name)
-    settings = ("MLFLOW_", "BENTOML_", "CREDIT_RISK_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    env["BENTOML_HOME"] = str(folder / "bentoml")
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    return Project(folder, env)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project trained by the real ``mlflow run``."""
@@ -144,13 +71,13 @@ def served(promoted: Project) -> Iterator[str]:
         yield url
 
 
-# A registry of good and bad models, and machines that promote from it (see tests/registry.py).
+# A registry of good and bad models, and machines that promote from it (see tests/testkit/registry.py).
 
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory, schema: Schema, applications: pd.DataFrame) -> Path:
-    """SQLite file of a tracking store that holds the versions of `tests.registry`."""
-    from tests.registry import make_registry  # mlflow: seconds that other tests do not need
+    """SQLite file of a tracking store that holds the versions of `tests.testkit.registry`."""
+    from tests.testkit.registry import make_registry  # mlflow: seconds that other tests do not need
 
     return make_registry(tmp_path_factory.mktemp("registry"), schema, applications)
 
@@ -158,7 +85,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, schema: Schema, applicati
 @pytest.fixture(scope="session")
 def first_promoted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """A machine on which the first good version is promoted; tests take copies."""
-    from tests.registry import new_machine
+    from tests.testkit.registry import new_machine
 
     machine = new_machine(tmp_path_factory.mktemp("first"), registry)
     done = machine.run("promote", "--version", "1")
@@ -169,7 +96,7 @@ def first_promoted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def machine(registry: Path, tmp_path: Path) -> Machine:
     """A machine on which nothing is promoted."""
-    from tests.registry import new_machine
+    from tests.testkit.registry import new_machine
 
     return new_machine(tmp_path, registry)
 
@@ -202,7 +129,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def rows(applications: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
     """The shipped data as request bodies."""
-    return serving.rows_of(applications, schema)
+    return stores.rows_of(applications, schema)
 
 
 @pytest.fixture(scope="session")
@@ -218,20 +145,20 @@ def filled_store(
         patch.setenv("BENTOML_HOME", str(home))
         promotions = {}
         for version in (1, 2):
-            booster, vectorizer = serving.quick_booster(applications, schema, seed=version)
-            promotions[version] = serving.put_in_store(version, booster, vectorizer, schema, rows[:20])
+            booster, vectorizer = stores.quick_booster(applications, schema, seed=version)
+            promotions[version] = stores.put_in_store(version, booster, vectorizer, schema, rows[:20])
     return home, promotions
 
 
 @pytest.fixture
 def store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled_store: tuple[Path, dict[int, Promotion]]
-) -> serving.Store:
+) -> stores.Store:
     """A store of this test's own, with versions 1 and 2 and nothing promoted."""
     source, promotions = filled_store
     shutil.copytree(source, tmp_path / "bentoml")
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
-    return serving.Store(promotions)
+    return stores.Store(promotions)
 
 
 @pytest.fixture(scope="session")
@@ -242,8 +169,8 @@ def core(filled_store: tuple[Path, dict[int, Promotion]], tmp_path_factory: pyte
     shutil.copytree(source, home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(home))
-        serving.Store(promotions).promote(1)
-        core = serving.make_core()
+        stores.Store(promotions).promote(1)
+        core = stores.make_core()
         core.start()
     return core
 
@@ -251,17 +178,17 @@ def core(filled_store: tuple[Path, dict[int, Promotion]], tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def server(
     tmp_path_factory: pytest.TempPathFactory, filled_store: tuple[Path, dict[int, Promotion]]
-) -> Iterator[serving.Server]:
+) -> Iterator[Server]:
     """A running service with one worker over version 1; tests that share it must not promote."""
     folder = tmp_path_factory.mktemp("server")
     source, promotions = filled_store
     shutil.copytree(source, folder / "bentoml")
-    conf = serving.changed_conf(folder, workers=1, decision_log__flush_seconds=0.02)
+    conf = changed_conf(folder, workers=1, decision_log__flush_seconds=0.02)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
         patch.setenv("CREDIT_RISK_CONF", str(conf))
-        serving.Store(promotions).promote(1)
-        with serving.serving(folder) as running:
+        stores.Store(promotions).promote(1)
+        with stores.serving() as running:
             yield running
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,18 @@ import bentoml
 import pytest
 from scipy.special import expit
 
-from benchmarks.load import LoadResult, request, run_load
+from benchmarks.endurance import Switch, stale_answers
+from benchmarks.load import await_answers, request, run_load, under_load
+from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import DataError
 from pipeline.monitoring.log_reader import read_decisions
 from service.answering.core import Core
-from tests.serving import PROJECT, Server, Store, changed_conf, receive, serving
+from tests.testkit import PROJECT
+from tests.testkit.projects import changed_conf
+from tests.testkit.servers import Server, receive
+from tests.testkit.store import Store, serving
+from tests.testkit.waiting import eventually
 
 EXAMPLE = Schema.load(PROJECT / "conf/schema.yaml").example()
 BODY = json.dumps(EXAMPLE).encode()
@@ -80,7 +85,7 @@ def test_in_process_callers_get_the_answers_of_http(
     store.promote(1)
     script = f"""
 import asyncio, json
-from service import svc
+from service.app import svc
 rows = json.loads({json.dumps(json.dumps(rows[:3]))})
 instance = svc()
 async def main():
@@ -183,7 +188,8 @@ def test_bentomls_probes_and_metrics_format(server: Server) -> None:
 def test_every_decision_is_recorded(server: Server, rows: list[dict[str, Any]]) -> None:
     answers = server.call("/classify_batch", rows[:30], headers={"X-Request-ID": "recorded-batch"})[1]
     single = server.call("/classify", rows[0], headers={"X-Request-ID": "recorded-single"})[1]
-    recorded = wait_for(lambda: _recorded(server.decisions, "recorded-batch", "recorded-single"), 31)
+    decisions = Path(server.service.environment["CREDIT_RISK_CONF"]).parent / "decisions"
+    recorded = wait_for(lambda: _recorded(decisions, "recorded-batch", "recorded-single"), 31)
     batch = recorded[recorded["request_id"] == "recorded-batch"].sort_values("row")
     assert batch["probability"].tolist() == [answer["probability"] for answer in answers]
     assert batch["status"].tolist() == [answer["Status"] for answer in answers]
@@ -204,9 +210,8 @@ def _recorded(folder: Path, *ids: str) -> Any:
 
 def wait_for(read: Any, rows: int) -> Any:
     """What `read` gives once it has so many rows: the log is written a moment after the answer."""
-    deadline = time.monotonic() + 10
-    while len(found := read()) < rows and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: len(read()) >= rows)
+    found = read()
     assert len(found) == rows
     return found
 
@@ -248,7 +253,7 @@ def environment(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_promotion_it_starts_and_says_what_to_run(environment: Store, tmp_path: Path) -> None:
-    with serving(tmp_path, ready=False) as server:
+    with serving(ready="/livez") as server:
         assert server.call("/readyz")[0] == 503
         status, answer, headers = server.call("/classify", EXAMPLE)
         assert (status, headers["retry-after"]) == (503, "1")
@@ -262,40 +267,20 @@ def test_without_a_promotion_it_starts_and_says_what_to_run(environment: Store, 
 
 def test_promotions_under_load_are_never_stale_and_fail_nobody(environment: Store, tmp_path: Path) -> None:
     environment.promote(1)
-    moments: list[tuple[float, str]] = []
-    with serving(tmp_path) as server:
-        results: list[LoadResult] = []
-        load = threading.Thread(
-            target=lambda: results.append(
-                run_load(server.port, [request("/classify", BODY)], seconds=5, keep=True)
-            )
-        )
-        load.start()
+    switches = []
+    with serving() as server, under_load(server.port, [request("/classify", BODY)]) as result:
         for version in (2, 1, 2, 1, 2, 1):
-            time.sleep(0.6)
+            await_answers(result)
+            began = time.monotonic()
             promotion = environment.promote(version)
-            moments.append((time.monotonic(), promotion.tag))
-        load.join()
-    (result,) = results
-    assert set(result.statuses) == {200}
-    assert result.failures == 0
-    assert stale(result, moments) == 0
+            switches.append(Switch("promote", promotion.tag, began, time.monotonic()))
+        await_answers(result)
+    assert failed_requests(result) == 0
+    assert stale_answers(result, switches) == 0
     assert {json.loads(body)["model"] for *_, body in result.answers} == {
         "credit_risk_model:v1",
         "credit_risk_model:v2",
     }
-
-
-def stale(result: LoadResult, moments: list[tuple[float, str]]) -> int:
-    """Answers to requests that began after a promotion and were answered by a version promoted before it."""
-    count = 0
-    ends = [moment for moment, _ in moments[1:]] + [float("inf")]
-    for (moment, tag), end in zip(moments, ends, strict=True):
-        # The next promotion is visible a moment before its command has ended: until then both are right.
-        for started, finished, _, body in result.answers:
-            if moment < started and finished < end - 0.3 and json.loads(body)["model"] != tag:
-                count += 1
-    return count
 
 
 def test_kept_connections_spread_over_the_workers(
@@ -304,7 +289,7 @@ def test_kept_connections_spread_over_the_workers(
     store.promote(1)
     conf = changed_conf(tmp_path, workers=2, requests_per_connection=20)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
-    with serving(tmp_path) as server:
+    with serving() as server:
         result = run_load(server.port, [request("/classify", BODY)], count=6000, seconds=60)
     assert dict(result.statuses) == {200: 6000}
     assert result.failures == 0
@@ -319,7 +304,7 @@ def test_a_lone_worker_keeps_its_connections(
     store.promote(1)
     conf = changed_conf(tmp_path, workers=1, requests_per_connection=1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
-    with serving(tmp_path) as server, server.connection() as connection:
+    with serving() as server, server.connection() as connection:
         for _ in range(50):
             connection.sendall(request("/classify", BODY))
             assert b"connection: close" not in receive(connection).lower()
@@ -331,7 +316,7 @@ def test_sigterm_finishes_what_is_under_way(
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1)))
     data = request("/classify_batch", json.dumps((rows * 3)[:10_000]).encode())
-    with serving(tmp_path) as server, server.connection() as idle, server.connection() as busy:
+    with serving() as server, server.connection() as idle, server.connection() as busy:
         idle.sendall(request("/livez", method="GET"))
         assert receive(idle).startswith(b"HTTP/1.1 200")
         busy.sendall(data[:-1])
@@ -352,7 +337,7 @@ def test_a_trace_is_honoured_when_tracing_is_on(
     conf = changed_conf(tmp_path, workers=1, bentoml__tracing=True, bentoml__access_log=True, reasons=True)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
     trace = "0af7651916cd43dd8448eb211c80319c"
-    with serving(tmp_path) as server:
+    with serving() as server:
         headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Request-ID": "traced"}
         status, answer, _ = server.call("/classify", EXAMPLE, headers=headers)
         assert status == 200

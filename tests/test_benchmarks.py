@@ -14,7 +14,7 @@ from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model.features import feature_dict
 from pipeline.core.policy import Policy, decide
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 SWITCHES = [Switch("rollback", "m:v1", began=10.0, ended=12.0), Switch("promote", "m:v2", began=20.0, ended=22.0)]
 

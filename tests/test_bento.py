@@ -14,10 +14,10 @@ import httpx
 import pandas as pd
 import pytest
 
-from benchmarks.servers import free_port
 from pipeline.core.contract.schema import Schema
-from tests.conftest import Project, copy_project, wait_until_live
-from tests.serving import promote, put_in_store, quick_booster, rows_of
+from tests.testkit.projects import Project, copy_project
+from tests.testkit.servers import Service, running
+from tests.testkit.store import promote, put_in_store, quick_booster, rows_of
 
 BIN = Path(sys.executable).parent
 
@@ -109,23 +109,10 @@ def test_nothing_is_packaged_without_a_promotion(project: Project, tmp_path: Pat
 @contextmanager
 def _served(bento: Path, environment: Path, home: Path) -> Iterator[str]:
     """Serve from the Bento's folder by the fresh environment alone."""
-    port = free_port()
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BENTOML", "MLFLOW"))
     }
     env |= {"BENTOML_HOME": str(home), "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    log = environment / f"serve-{port}.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [environment / "bin/bentoml", "serve", bento, "--port", str(port)],
-            cwd=environment,
-            env=env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until_live(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
+    command = (environment / "bin/bentoml", "serve", bento, "--port", "{port}")
+    with running(Service("Bento", command, ready="/livez", environment=env, folder=environment)) as server:
+        yield server.url

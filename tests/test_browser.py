@@ -6,15 +6,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from benchmarks.servers import free_port
-from tests.conftest import Project, wait_until_live
+from tests.testkit.projects import Project
+from tests.testkit.servers import Service, running
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -36,19 +35,11 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture
 def mlflow_ui(trained: Project) -> Iterator[str]:
-    port = free_port()
-    log = trained.folder / "ui.log"
     env = {**trained.env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with log.open("wb") as output:
-        command = ["mlflow", "ui", "--port", str(port), "--workers", "1"]
-        server = subprocess.Popen(command, cwd=trained.folder, env=env, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_live(url, server, log, path="/health")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
+    command = ("mlflow", "ui", "--port", "{port}", "--workers", "1")
+    service = Service("mlflow ui", command, ready="/health", environment=env, folder=trained.folder)
+    with running(service) as server:
+        yield server.url
 
 
 def test_mlflow_ui_shows_the_parent_and_its_trials(page: Page, mlflow_ui: str) -> None:

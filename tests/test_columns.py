@@ -17,7 +17,7 @@ from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, po
 from pipeline.core.contract.schema import Field, Schema
 from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.model.features import make_vectorizer
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 

@@ -12,7 +12,7 @@ from pipeline.core.settings import Settings
 from pipeline.promotion.settings import PromoteSettings
 from pipeline.training.settings import TrainSettings
 from service.settings import ServeSettings
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 SHIPPED = [
     ("schema.yaml", Schema),

@@ -14,12 +14,15 @@ from benchmarks.load import request, run_load
 from pipeline.core.contract.schema import Schema
 from pipeline.core.promoted import Promotion
 from service.answering.refusal import Refusal
-from service.http.edges import KEYS_VARIABLE, Door, RequestIds
-from tests.serving import Server, Store, changed_conf, receive, serving
+from service.http.access import KEYS_VARIABLE, ApiKeyAuth
+from service.http.request_ids import RequestIds
+from tests.testkit.projects import changed_conf
+from tests.testkit.servers import Server, receive
+from tests.testkit.store import Store, serving
 
 SCHEMA = Schema.load(Path(__file__).parent.parent / "conf/schema.yaml")
 BODY = json.dumps(SCHEMA.example()).encode()
-HEAD = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def send_raw(server: Server, data: bytes) -> bytes:
@@ -81,7 +84,7 @@ def test_a_client_that_stops_sending_is_told_and_closed(tmp_path: Path, store: S
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1, limits__body_seconds=0.3)))
     head = HEAD + b"Content-Length: 300\r\n\r\n"
-    with serving(tmp_path) as server:
+    with serving() as server:
         with server.connection() as connection:
             connection.sendall(head + b"{")
             answer = receive(connection)
@@ -151,7 +154,7 @@ def guarded(
         patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
         patch.setenv("CREDIT_RISK_CONF", str(changed_conf(folder, workers=1)))
         Store(filled_store[1]).promote(1)
-        with serving(folder, environment={KEYS_VARIABLE: KEYS}) as running:
+        with serving(environment={KEYS_VARIABLE: KEYS}) as running:
             yield running
 
 
@@ -169,7 +172,7 @@ def guarded(
         ({"X-API-Key": "new-key"}, 200),
     ],
 )
-def test_a_key_opens_the_door(guarded: Server, headers: dict[str, str], status: int) -> None:
+def test_a_key_is_required(guarded: Server, headers: dict[str, str], status: int) -> None:
     found = guarded.call("/classify", raw=BODY, headers=headers)
     assert found[0] == status
     if status == 401:
@@ -201,12 +204,12 @@ def test_no_key_is_ever_logged(guarded: Server) -> None:
     ],
 )
 def test_without_keys_only_this_machine_is_answered(client: Any, admitted: bool) -> None:
-    door = Door(())
+    auth = ApiKeyAuth(())
     if admitted:
-        door.admit({"client": client}, {})
+        auth.check({"client": client}, {})
         return
     with pytest.raises(Refusal) as caught:
-        door.admit({"client": client}, {})
+        auth.check({"client": client}, {})
     assert caught.value.status == 401
 
 
@@ -218,7 +221,7 @@ def test_without_keys_it_listens_on_this_machine_only(server: Server) -> None:
 def test_overload_is_answered_at_once(tmp_path: Path, store: Store, monkeypatch: Any) -> None:
     store.promote(1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(changed_conf(tmp_path, workers=1, limits__requests=4)))
-    with serving(tmp_path) as server:
+    with serving() as server:
         result = run_load(server.port, [request("/classify", BODY)], connections=64, count=2000, keep=True)
         assert set(result.statuses) == {200, 503}
         assert result.failures == 0
@@ -258,10 +261,10 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert positions == sorted(positions)
 
 
-def test_a_door_compares_every_key() -> None:
+def test_every_key_is_compared() -> None:
     async def refused(headers: dict[bytes, bytes]) -> bool:
         try:
-            Door(("one", "two", "three")).admit({}, headers)
+            ApiKeyAuth(("one", "two", "three")).check({}, headers)
         except Refusal:
             return True
         return False

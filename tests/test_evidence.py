@@ -18,9 +18,9 @@ from pipeline.promotion.evidence import gather
 from pipeline.promotion.pointer import write_pointer
 from pipeline.promotion.staging import Stored, reopen
 from pipeline.registry import client as champion
-from pipeline.registry.logged_model import SEED, TEST_SHARE, load_parts
+from pipeline.registry.logged_model import SEED, TEST_SHARE, open_model
 from pipeline.tables.holdout import is_test_row
-from tests.registry import BETTER, GOOD, Machine
+from tests.testkit.registry import BETTER, GOOD, Machine
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def stored(machine: Machine) -> Stored:
 
 def answers(version: int, rows: pd.DataFrame) -> Any:
     """What MLflow's version answers."""
-    parts = load_parts(f"models:/credit_risk_model/{version}")
+    parts = open_model(f"models:/credit_risk_model/{version}").parts
     return parts.booster.inplace_predict(FrameEncoder(parts.schema, parts.vectorizer).transform(rows))
 
 

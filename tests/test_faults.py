@@ -6,21 +6,30 @@ import contextlib
 import json
 import os
 import random
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks.servers import free_port
 from pipeline.core import promoted as pointer
 from pipeline.core.files import file_digests
+from pipeline.core.machine import now
 from pipeline.promotion.lock import promotion_lock
-from tests.conftest import wait_until_live
-from tests.registry import BETTER, GOOD, THIRD, Machine
+from pipeline.promotion.pointer import write_pointer
+from tests.testkit import PROJECT
+from tests.testkit.registry import BETTER, GOOD, THIRD, Machine
+from tests.testkit.servers import Service, alive, free_port, running
+from tests.testkit.waiting import eventually
 
 BEFORE = ("after-lock", "after-stage", "after-verdict", "after-verify", "after-rename")
 AFTER = (
@@ -35,7 +44,7 @@ def whole(machine: Machine) -> int:
     assert promoted
     assert file_digests(machine.folder(promoted.version)) == promoted.digests
     with machine.entered():
-        assert pointer.history()[-1] == promoted.model_dump()
+        assert pointer.history().promotions[-1] == promoted
     return promoted.version
 
 
@@ -46,7 +55,12 @@ def settled(machine: Machine, version: int) -> None:
     assert machine.champion() == version
     assert machine.history()[-1] == version
     assert not [path.name for path in machine.models.iterdir() if path.name.startswith(".")]
-    assert sorted(path.name for path in (machine.home / ".credit_risk_model").iterdir()) == ["lock", "settled"]
+    assert sorted(path.name for path in (machine.home / ".credit_risk_model").iterdir()) == [
+        "lock",
+        "settled",
+        "staging",
+    ]
+    assert not list((machine.home / ".credit_risk_model/staging").iterdir())
 
 
 @pytest.mark.parametrize("failpoint", [*BEFORE, *AFTER])
@@ -97,8 +111,15 @@ def test_kill_9_during_a_rollback_and_a_sync(promoted_machine: Machine, tmp_path
 
 def test_two_promotions_at_once_are_one_after_the_other(promoted_machine: Machine) -> None:
     machine = promoted_machine
-    both = [machine.start("promote", "--version", str(version)) for version in (BETTER, THIRD)]
-    assert [command.wait().code for command in both] == [0, 0]
+    both = {version: machine.start("promote", "--version", str(version)) for version in (BETTER, THIRD)}
+    for command in both.values():
+        command.wait()
+    # The one that came second was judged against a champion of the past, unless it began when the first was done.
+    late = [version for version, command in both.items() if command.code]
+    assert len(late) <= 1
+    for version in late:
+        assert "Run it again" in both[version].err or "run it again" in both[version].err
+        assert machine.run("promote", "--version", str(version)).code == 0
     assert sorted(machine.history()) == [1, 2, 3]
     settled(machine, machine.history()[-1])
 
@@ -116,7 +137,7 @@ def test_a_promotion_that_waits_too_long_is_refused_in_one_line(promoted_machine
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small filesystem")
-@pytest.mark.parametrize("kilobytes", [0, 60, 250])
+@pytest.mark.parametrize("kilobytes", [0, 60, 120])
 def test_a_full_disk_loses_nothing_and_says_so(first_promoted: Machine, tmp_path: Path, kilobytes: int) -> None:
     disk = tmp_path / "home"
     disk.mkdir()
@@ -154,54 +175,36 @@ def fill(disk: Path, spare_kilobytes: int) -> Path:
     return filler
 
 
-class Server:
+class MlflowServer:
     """A real MLflow server over a machine's tracking database, which can be killed and started again."""
 
-    def __init__(self, machine: Machine, log: Path) -> None:
-        self._database = machine.tracking
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+    def __init__(self, machine: Machine, stack: contextlib.ExitStack) -> None:
+        command = (sys.executable, "-m", "mlflow", "server", "--workers", "1")
+        where = ("--backend-store-uri", machine.tracking, "--port", "{port}")
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._service = Service(
+            "mlflow server", (*command, *where), ready="/health", environment={**os.environ, **quiet}
+        )
+        self._stack = stack
+        self._port = free_port()
+        self.start()
 
     def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._database, *options],
-                env=env,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        wait_until_live(self.uri, self._process, self._log, "/health")
+        self._server = self._stack.enter_context(running(self._service, self._port))
+        self.uri = self._server.url
 
     def kill(self) -> None:
-        if self._process:
-            # The group is its own: uvicorn's workers go with it.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._server.kill()
 
 
 @pytest.fixture
-def server(promoted_machine: Machine, tmp_path: Path) -> Iterator[Server]:
-    running = Server(promoted_machine, tmp_path / "server.log")
-    running.start()
-    yield running
-    running.kill()
-
-
-def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+def server(promoted_machine: Machine) -> Iterator[MlflowServer]:
+    with contextlib.ExitStack() as stack:
+        yield MlflowServer(promoted_machine, stack)
 
 
 def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
-    promoted_machine: Machine, server: Server, tmp_path: Path
+    promoted_machine: Machine, server: MlflowServer, tmp_path: Path
 ) -> None:
     machine = promoted_machine
     follower = Machine(tmp_path / "follower", server.uri)
@@ -211,8 +214,8 @@ def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
 
     # Killed in the middle of a promotion: the old or the new version, and one line.
     promoting = machine.on(server.uri).start("promote", "--version", "3")
-    staged = machine.home / ".credit_risk_model/staging/models"
-    eventually(lambda: staged.exists() or not promoting.process.is_alive())
+    benches = machine.home / ".credit_risk_model/staging"
+    eventually(lambda: any(benches.glob("bench-*/models")) or not promoting.process.is_alive())
     server.kill()
     assert promoting.wait(120).code in {0, 1}
     assert len(promoting.err.splitlines()) <= 1
@@ -243,6 +246,20 @@ def test_a_server_that_dies_stops_neither_a_follower_nor_a_rollback(
     assert "stopped following" in watching.out
 
 
+def test_a_command_ends_with_the_process_that_started_it(promoted_machine: Machine) -> None:
+    code = (
+        "from pathlib import Path; from tests.testkit.registry import Machine; "
+        f"started = Machine(Path({str(promoted_machine.home)!r}), {promoted_machine.tracking!r})"
+        ".start('sync', '--watch', '0.2'); print(started.process.pid, flush=True); started.wait()"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE)
+    with runner:
+        assert runner.stdout
+        command = psutil.Process(int(runner.stdout.readline()))
+        runner.kill()
+    eventually(lambda: not alive(command))
+
+
 def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promoted_machine: Machine) -> None:
     machine = promoted_machine
     with (machine.models / "history.jsonl").open("ab") as file:
@@ -253,3 +270,116 @@ def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promote
     assert machine.on("http://127.0.0.1:9").run("rollback").code == 0
     lines = (machine.models / "history.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["version"] for line in lines if line.endswith(b"}")] == [1, 2, 1]
+
+
+class Silent:
+    """A server that takes connections, reads what is sent, and never answers."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._connections: list[socket.socket] = []
+        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def asked(self) -> int:
+        """Connections on which a request arrived."""
+        return sum(bool(select.select([one], [], [], 0)[0]) for one in list(self._connections))
+
+    def close(self) -> None:
+        self._listener.close()
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._connections.append(self._listener.accept()[0])
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    server = Silent()
+    yield server
+    server.close()
+
+
+def test_a_rollback_waits_for_nobody_who_waits_for_a_hung_mlflow(
+    promoted_machine: Machine, silent: Silent, tmp_path: Path
+) -> None:
+    machine = promoted_machine
+    assert machine.run("promote", "--version", "2").code == 0
+    hung = machine.on(silent.uri)
+    promoting, watching = hung.start("promote", "--version", "3"), hung.start("sync", "--watch", "0.1")
+    eventually(lambda: silent.asked >= 2)
+    conf = shutil.copytree(PROJECT / "conf", tmp_path / "impatient")  # the shipped settings
+    done = hung.run("rollback", "--conf", str(conf))
+    assert done.code == 0, done.err
+    assert "has not answered yet" in done.out
+    assert promoting.process.is_alive()
+    assert watching.process.is_alive()
+    assert whole(machine) == GOOD
+    assert machine.champion() == BETTER
+    os.kill(watching.process.pid or 0, signal.SIGTERM)
+    assert watching.wait().code == 0  # although it waits for an answer
+    silent.close()
+    assert promoting.wait(120).code == 1
+    assert len(promoting.err.splitlines()) == 1
+    assert machine.run("sync").code == 0
+    settled(machine, GOOD)
+
+
+def test_a_verdict_is_discarded_if_somebody_promoted_meanwhile(promoted_machine: Machine) -> None:
+    machine = promoted_machine
+    assert machine.run("promote", "--version", "2").code == 0
+    judging = machine.start("promote", "--version", "3")
+    benches = machine.home / ".credit_risk_model/staging"
+    eventually(lambda: any(benches.glob("bench-*")))  # it has looked at the pointer
+    with machine.entered(), promotion_lock(60):
+        present, *_, first = pointer.promotions()
+        assert (present.version, first.version) == (BETTER, GOOD)
+        write_pointer(first.model_copy(update={"since": now(), "why": "rollback"}))
+    assert judging.wait(120).code == 1
+    assert "was promoted while this command was judging" in judging.err
+    assert whole(machine) == GOOD
+    assert not machine.folder(THIRD).exists()
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers every request with what the server's `answer` says."""
+
+    def do_GET(self) -> None:
+        body = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_follower_survives_any_answer_of_mlflow(promoted_machine: Machine) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.answer = b""  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    watching = promoted_machine.on(f"http://127.0.0.1:{server.server_port}").start("sync", "--watch", "0.05")
+    try:
+        eventually(lambda: len(watching.err.splitlines()) == 1)
+        server.answer = json.dumps(  # type: ignore[attr-defined]
+            {"model_version": {"name": "credit_risk_model", "version": "abc", "run_id": "x"}}
+        ).encode()
+        eventually(lambda: len(watching.err.splitlines()) == 2)
+        server.answer = b"[[[["  # type: ignore[attr-defined]
+        eventually(lambda: len(watching.err.splitlines()) == 3)
+        assert all("error: MLflow at" in line for line in watching.err.splitlines())
+        assert watching.process.is_alive()
+        assert whole(promoted_machine) == GOOD
+    finally:
+        os.kill(watching.process.pid or 0, signal.SIGTERM)
+        server.shutdown()
+        server.server_close()
+    assert watching.wait().code == 0

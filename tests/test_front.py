@@ -7,15 +7,17 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import psutil
 import pytest
 
-from benchmarks.load import LoadResult, request, run_load
+from benchmarks.endurance import Switch, stale_answers
+from benchmarks.load import LoadResult, await_answers, request, under_load
+from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
 from pipeline.core.model.bundle import open_bundle
@@ -27,7 +29,10 @@ from service.answering.core import Core
 from service.answering.refusal import Refusal
 from service.settings import ServeSettings
 from service.split.remote import Versions, version_name
-from tests.serving import Server, changed_conf, promote, put_in_store, quick_booster, rows_of, serving
+from tests.testkit.projects import changed_conf
+from tests.testkit.servers import Server, receive
+from tests.testkit.store import promote, put_in_store, quick_booster, rows_of, serving
+from tests.testkit.waiting import eventually
 
 BROKEN: list[dict[str, Any]] = [
     {"age": "30"}, {"age": None}, {"age": 1e400}, {"home": "castle"}, {"unknown": 1}, {"income": -1}, {"time": 1.5}
@@ -56,7 +61,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def front(versions: list[Promotion], conf: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CREDIT_RISK_CONF", str(conf))
-        with serving(conf.parent, arguments=["service:front"]) as server:
+        with serving("service:front") as server:
             yield server
 
 
@@ -80,23 +85,18 @@ def test_promotions_under_load_lose_nothing_and_each_answer_is_whole(
     front: Server, versions: list[Promotion], applications: pd.DataFrame, schema: Schema
 ) -> None:
     row = rows_of(applications.head(1), schema)[0]
-    with ThreadPoolExecutor(1) as pool:
-        load = pool.submit(_load, front, row, 4.0)
-        switches = []
+    switches = []
+    with _load(front, row) as result:
         for promotion in (versions[1], versions[0], versions[1], versions[0]):
-            time.sleep(0.7)
-            begins = time.monotonic()
+            await_answers(result)
+            began = time.monotonic()
             promote(promotion)
-            switches.append((begins, time.monotonic(), promotion.tag))
-        result = load.result()
-    assert _lost(result) == 0
+            switches.append(Switch("promote", promotion.tag, began, time.monotonic()))
+        await_answers(result)
+    assert failed_requests(result) == 0
     assert {version for version, _ in _given(result)} == {promotion.tag for promotion in versions}
     assert _given(result) <= {(promotion.tag, *_probabilities(promotion, [row])) for promotion in versions}
-    # While a promotion is under way, both versions are right.
-    ends = [begins for begins, *_ in switches[1:]] + [float("inf")]
-    for (_, since, tag), until in zip(switches, ends, strict=True):
-        within = [body for began, ended, _, body in result.answers if since <= began and ended < until]
-        assert {json.loads(body)["model"] for body in within} == {tag}
+    assert stale_answers(result, switches) == 0
 
 
 def test_an_answer_names_the_version_that_scored_it_though_another_is_promoted_meanwhile(
@@ -104,35 +104,38 @@ def test_an_answer_names_the_version_that_scored_it_though_another_is_promoted_m
 ) -> None:
     promote(versions[0])
     rows = rows_of(applications.head(2000), schema)  # in one request more than is scored in one call
+    asked = [*(("/classify", row) for row in rows[:5]), ("/classify_batch", rows)]
     scorer = _scorer(front)
-    with ThreadPoolExecutor(6) as pool:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(front.connection()) for _ in asked]
         scorer.send_signal(signal.SIGSTOP)
         try:
-            singles = [pool.submit(front.call, "/classify", row) for row in rows[:5]]
-            batch = pool.submit(front.call, "/classify_batch", rows)
-            time.sleep(0.5)  # each has taken hold of a version, and waits for the scorer
+            for connection, (path, body) in zip(connections, asked, strict=True):
+                connection.sendall(request(path, json.dumps(body).encode()))
+            eventually(lambda: _has_read_all(front.port))  # each takes hold of a version, and waits for the scorer
             promote(versions[1])
             assert front.call("/model")[1]["loaded"]["tag"] == versions[1].tag
         finally:
             scorer.send_signal(signal.SIGCONT)
-        answers = [single.result()[1] for single in singles] + batch.result()[1]
+        *singles, batch = [json.loads(receive(connection).partition(b"\r\n\r\n")[2]) for connection in connections]
+    answers = singles + batch
     said = {promotion.tag: _probabilities(promotion, rows) for promotion in versions}
     for row, answer in zip([*range(5), *range(len(rows))], answers, strict=True):
         assert answer["probability"] == said[answer["model"]][row]
     assert len({answer["model"] for answer in answers[5:]}) == 1
+    assert versions[0].tag in {answer["model"] for answer in answers}
     assert front.call("/classify", rows[0])[1]["probability"] == said[versions[1].tag][0]
 
 
 def test_scorer_that_dies_under_load_costs_no_request(
     front: Server, applications: pd.DataFrame, schema: Schema
 ) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        load = pool.submit(_load, front, rows_of(applications.head(1), schema)[0], 4.0)
-        time.sleep(1)
+    with _load(front, rows_of(applications.head(1), schema)[0]) as result:
+        await_answers(result)
         killed = _scorer(front)
         killed.kill()
-        result = load.result()
-    assert _lost(result) == 0
+        await_answers(result)
+    assert failed_requests(result) == 0
     assert _scorer(front).pid != killed.pid
 
 
@@ -142,7 +145,7 @@ def test_scorer_that_hangs_is_told_within_the_patience(
     monkeypatch.setenv(
         "CREDIT_RISK_CONF", str(changed_conf(tmp_path, front__patience_seconds=0.5, front__calls=1))
     )
-    with serving(tmp_path, arguments=["service:front"]) as server:
+    with serving("service:front") as server:
         scorer = _scorer(server)
         scorer.send_signal(signal.SIGSTOP)
         try:
@@ -209,13 +212,15 @@ def _without_id(answer: tuple[int, Any]) -> tuple[int, Any]:
     return status, {name: value for name, value in body.items() if name != "request_id"}
 
 
-def _load(server: Server, row: dict[str, Any], seconds: float) -> LoadResult:
-    return run_load(server.port, [request("/classify", json.dumps(row).encode())], seconds=seconds, keep=True)
+def _load(server: Server, row: dict[str, Any]) -> AbstractContextManager[LoadResult]:
+    return under_load(server.port, [request("/classify", json.dumps(row).encode())])
 
 
-def _lost(result: LoadResult) -> int:
-    assert len(result.answers) > 100
-    return result.failures + sum(number for status, number in result.statuses.items() if status != 200)
+def _has_read_all(port: int) -> bool:
+    """Whether no byte waits to be read by the process that listens on a port: see proc_net_tcp(5)."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    waiting = [queues for _, local, _, _, queues, *_ in sockets if local.endswith(f":{port:04X}")]
+    return all(queues.endswith(":00000000") for queues in waiting)
 
 
 def _given(result: LoadResult) -> set[tuple[str, float]]:
@@ -232,10 +237,9 @@ def _probabilities(promotion: Promotion, rows: list[dict[str, Any]]) -> list[flo
 
 def _scorer(server: Server) -> psutil.Process:
     """The process that runs the booster, as its command line says; waits for it to be there."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for process in psutil.Process(server.process.pid).children(recursive=True):
-            if "credit_risk_scorer" in process.cmdline():
-                return process
-        time.sleep(0.05)
-    raise AssertionError("no process runs the booster")
+
+    def found() -> psutil.Process | None:
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        return next((process for process in below if "credit_risk_scorer" in process.cmdline()), None)
+
+    return cast("psutil.Process", eventually(found))

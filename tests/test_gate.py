@@ -11,8 +11,10 @@ import pytest
 
 from pipeline.core.contract.schema import Schema
 from pipeline.core.policy import Thresholds
+from pipeline.evaluation.comparison import _thinned, _weighted_auc, worse_by
 from pipeline.evaluation.metrics import auc
-from pipeline.promotion.gate import Evidence, Verdict, _weighted_auc, judge, schema_changes, worse_by
+from pipeline.promotion.compatibility import schema_changes
+from pipeline.promotion.gate import Evidence, Verdict, judge
 from pipeline.promotion.settings import PromoteSettings
 
 PROJECT = Path(__file__).parent.parent
@@ -42,6 +44,7 @@ def sound(**changes: Any) -> Evidence:
         holdout_note="",
         groups={"marital": np.where(np.arange(len(labels)) % 2, "single", "married")},
         schema_changes=(),
+        is_identical=False,
         monotone_breaks=(),
         parity=0.0,
         milliseconds=0.2,
@@ -56,6 +59,12 @@ def verdict(evidence: Evidence, **settings: Any) -> Verdict:
 
 def broken(evidence: Evidence, **settings: Any) -> set[str]:
     return {rule.name for rule in verdict(evidence, **settings).broken}
+
+
+def compared(labels: Any, candidate: Any, champion: Any, **changes: Any) -> dict[str, float]:
+    """Upper limits of how much worse the candidate is, as the shipped settings compare."""
+    sampling = {"confidence": 0.95, "resamples": 200, "rows": 50000, **changes}
+    return worse_by(labels, candidate, champion, **sampling)
 
 
 def noisy(probabilities: Any, scale: float) -> Any:
@@ -120,9 +129,8 @@ def test_a_clearly_worse_candidate_is_refused_against_the_champion_only() -> Non
 
 def test_an_equal_candidate_is_not_worse_and_a_better_one_is_better() -> None:
     labels, probabilities = draw()
-    settings = SETTINGS.against_champion
-    assert worse_by(labels, probabilities, probabilities, settings) == {"auc": 0, "brier": 0, "log_loss": 0}
-    limits = worse_by(labels, probabilities, noisy(probabilities, 0.9), settings)
+    assert compared(labels, probabilities, probabilities) == {"auc": 0, "brier": 0, "log_loss": 0}
+    limits = compared(labels, probabilities, noisy(probabilities, 0.9))
     assert max(limits.values()) < 0
 
 
@@ -130,9 +138,8 @@ def test_uncertainty_counts_against_the_candidate() -> None:
     labels, probabilities = draw(300)
     other = noisy(probabilities, 0.4)
     many, candidate = np.tile(labels, 20), np.tile(probabilities, 20)
-    settings = SETTINGS.against_champion
-    uncertain = worse_by(labels, other, probabilities, settings)
-    certain = worse_by(many, np.tile(other, 20), candidate, settings)
+    uncertain = compared(labels, other, probabilities)
+    certain = compared(many, np.tile(other, 20), candidate)
     assert uncertain["auc"] > certain["auc"]
 
 
@@ -191,9 +198,17 @@ def field(schema: Schema, name: str, **changes: Any) -> Schema:
     ("name", "changes", "said"),
     [
         ("income", {"optional": False}, "income: became required"),
-        ("age", {"max": 90}, "age: its range is narrower"),
-        ("debt", {"unit": "euro"}, "debt: unit"),
-        ("income", {"missing": ()}, "income: codes of missing"),
+        ("age", {"max": 90}, "age: range [18, 100] became the narrower [18, 90]"),
+        ("age", {"min": 21}, "age: range [18, 100] became the narrower [21, 100]"),
+        ("age", {"min": 21, "max": 110}, "age: range [18, 100] became the narrower [21, 110]"),
+        ("marital", {"role": "feature"}, "marital: role audit became feature"),
+        ("amount", {"monotone": "decreasing"}, "amount: direction increasing became decreasing"),
+        ("amount", {"monotone": None}, "amount: direction increasing became free"),
+        ("age", {"monotone": "increasing"}, "age: direction free became increasing"),
+        ("age", {"description": "Another sentence."}, ""),
+        ("home", {"categories": ("rent", "owner", "private", "ignore", "parents", "other", "unk", "boat")}, ""),
+        ("debt", {"unit": "euro"}, "debt: unit thousand pesetas became euro"),
+        ("income", {"missing": ()}, "income: the codes that mean missing changed"),
         ("home", {"categories": ("rent", "owner")}, "home: no longer accepts ignore, other, parents"),
         ("age", {"max": 110}, ""),
         ("age", {"kind": "number"}, ""),
@@ -215,3 +230,114 @@ def test_a_required_new_field_breaks_clients_and_a_widened_contract_does_not(sch
     optional = field(required, "savings", optional=True)
     assert schema_changes(schema, required) == ("savings: new and required",)
     assert schema_changes(schema, optional) == ()
+
+
+def test_swapped_labels_are_another_target(schema: Schema) -> None:
+    document = schema.document()
+    swapped = {**document["target"], "negative": "default", "positive": "ok"}
+    changes = schema_changes(schema, Schema.model_validate({**document, "target": swapped}))
+    assert changes == ("target: the probability of default against ok became that of ok against default",)
+    renamed = Schema.model_validate({**document, "target": {**document["target"], "name": "outcome"}})
+    assert schema_changes(schema, renamed) == ("target: status became outcome",)
+    described = {**document["target"], "description": "Another sentence."}
+    assert schema_changes(schema, Schema.model_validate({**document, "target": described})) == ()
+
+
+def test_the_direction_of_a_ratio_is_part_of_the_contract(schema: Schema) -> None:
+    document = schema.document()
+    document["ratios"]["coverage"]["monotone"] = "increasing"
+    changed = schema_changes(schema, Schema.model_validate(document))
+    assert changed == ("coverage: direction decreasing became increasing",)
+
+
+def test_a_change_that_is_not_allowed_says_how_to_allow_it() -> None:
+    refused = verdict(sound(schema_changes=("marital: role audit became feature",)))
+    assert refused.reasons() == (
+        "schema differs from that of credit_risk_model:v1 (marital: role audit became feature; "
+        "--allow-schema-change --reason TEXT accepts it)"
+    )
+
+
+def test_allowing_a_schema_change_does_not_excuse_a_worse_model() -> None:
+    _, probabilities = draw()
+    worse = sound(schema_changes=("debt: removed",), candidate=noisy(probabilities, 0.9))
+    lenient = SETTINGS.model_copy(update={"at_least": {}, "at_most": {}})
+    judged = judge(worse, lenient, THRESHOLDS, allow_schema_change=True)
+    assert {"auc_worse_by", "log_loss_worse_by"} <= {rule.name for rule in judged.broken}
+
+
+def test_a_champion_that_cannot_be_compared_is_said_even_where_it_is_allowed() -> None:
+    gone = sound(schema_changes=("debt: removed",), champion=None, champion_failure="no debt")
+    judged = judge(gone, SETTINGS, THRESHOLDS, allow_schema_change=True)
+    rule = next(rule for rule in judged.rules if rule.name == "champion")
+    assert rule.passed
+    assert rule.note == "not compared, as --allow-schema-change allows; credit_risk_model:v1: no debt"
+
+
+def test_an_identical_candidate_is_called_identical() -> None:
+    table = verdict(sound(is_identical=True)).table()
+    assert "identical to credit_risk_model:v1: same booster, same contract" in table
+    assert "identical" not in verdict(sound()).table()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"milliseconds": 6.5}, "milliseconds is 6.5, above the ceiling of 5"),
+        (
+            {"monotone_breaks": ("amount",)},
+            "monotone: the probability moves against the contract's direction (amount)",
+        ),
+    ],
+)
+def test_a_broken_rule_reads_as_a_sentence(changes: dict[str, Any], said: str) -> None:
+    assert said in verdict(sound(**changes)).reasons()
+
+
+def test_a_value_below_its_floor_reads_as_a_sentence() -> None:
+    labels, probabilities = draw()
+    found = auc(labels, probabilities)
+    assert f"auc is {found:.4g}, below the floor of 0.99" in verdict(sound(), at_least={"auc": 0.99}).reasons()
+
+
+def test_the_same_evidence_gets_the_same_limits_to_the_last_digit() -> None:
+    labels, probabilities = draw(500)
+    other = noisy(probabilities, 0.4)
+    assert compared(labels, other, probabilities) == compared(labels, other, probabilities)
+    assert compared(labels, other, probabilities)["log_loss"] == pytest.approx(0.0387, abs=0.02)
+
+
+def test_more_confidence_moves_the_limit_out() -> None:
+    labels, probabilities = draw(500)
+    other = noisy(probabilities, 0.4)
+    limits = [
+        compared(labels, other, probabilities, confidence=level)["auc"] for level in (0.55, 0.75, 0.95, 0.99)
+    ]
+    assert limits == sorted(limits)
+    assert limits[-1] - limits[0] > 0.005
+
+
+def test_a_long_holdout_is_thinned_evenly_and_not_cut() -> None:
+    labels, probabilities = draw(4000)
+    # The candidate is hopeless on the second half only: the first rows alone would not show it.
+    half = np.where(np.arange(4000) < 2000, probabilities, 1 - probabilities)
+    thinned = compared(labels, half, probabilities, rows=400)
+    assert thinned["auc"] > 0.2
+    assert _thinned(1000, 10).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert _thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_only_approved_counts_as_approved() -> None:
+    labels, _ = draw(400)
+    # Single: half APPROVED, half MAYBE. Married: all APPROVED.
+    groups = np.where(np.arange(400) < 200, "single", "married")
+    scores = np.where(np.arange(400) < 100, 0.4, 0.1)
+    rule = next(
+        rule
+        for rule in verdict(
+            sound(labels=labels, candidate=scores, champion=scores, groups={"marital": groups})
+        ).rules
+        if rule.name == "approval_ratio[marital]"
+    )
+    assert rule.value == pytest.approx(0.5)
+    assert rule.note == "single 50%, married 100%"

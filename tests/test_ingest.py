@@ -11,7 +11,7 @@ import pytest
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import DataError
 from pipeline.tables.labelled import ingest
-from tests.conftest import DATA
+from tests.testkit import DATA
 
 
 def test_shipped_data_keeps_the_contract(schema: Schema) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import Project, copy_project
+from tests.testkit.projects import Project, copy_project
 
 APPLICANT = {
     "seniority": 3, "home": "owner", "time": 36, "age": 26, "marital": "single", "records": "no",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 COMMANDS = ["train", "promote", "rollback", "status", "sync", "score"]
 

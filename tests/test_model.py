@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import numpy as np
@@ -17,8 +21,9 @@ from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
 from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.model.features import make_vectorizer
-from pipeline.registry.logged_model import load_parts, log_model, pinned
-from tests.conftest import DATA
+from pipeline.registry.logged_model import log_model, open_model
+from pipeline.registry.seal import DIGESTS_TAG
+from tests.testkit import DATA
 
 NAME = "models:/credit_risk_model/1"
 
@@ -47,19 +52,30 @@ def expected(booster: xgb.Booster, schema: Schema, applications: pd.DataFrame) -
 
 @pytest.mark.parametrize("uri", [NAME, "models:/credit_risk_model@candidate"])
 def test_parts_come_back_as_they_were_logged(store: str, uri: str, schema: Schema, booster: xgb.Booster) -> None:
-    parts = load_parts(uri)
+    opened = open_model(uri)
+    parts = opened.parts
     assert parts.schema == schema
     assert parts.vectorizer.vocabulary_ == make_vectorizer(schema).vocabulary_
     assert parts.booster.save_raw("ubj") == booster.save_raw("ubj")
-    assert pinned(uri) == NAME
+    assert opened.uri == NAME
+    assert opened.golden["probabilities"] == pytest.approx(
+        parts.probabilities(opened.golden["rows"]).tolist(), abs=0
+    )
 
 
 @pytest.mark.parametrize(
-    "uri", ["models:/credit_risk_model/9", "models:/other@candidate", "runs:/0/model", "nowhere"]
+    ("uri", "said"),
+    [
+        ("models:/credit_risk_model/9", "name a model that is registered"),
+        ("models:/other@candidate", "name a model that is registered"),
+        ("runs:/0/model", "name a model that is registered"),
+        ("nowhere", "must be models:/NAME/VERSION"),
+        ("models:/", "must be models:/NAME/VERSION"),
+    ],
 )
-def test_an_absent_model_is_one_readable_error(store: str, uri: str) -> None:
-    with pytest.raises(TrackingError, match="name a model that is registered"):
-        load_parts(uri)
+def test_an_absent_model_is_one_readable_error(store: str, uri: str, said: str) -> None:
+    with pytest.raises(TrackingError, match=said):
+        open_model(uri)
 
 
 def test_raw_rows_of_any_numeric_type_are_scored(store: str, expected: np.ndarray) -> None:
@@ -108,11 +124,53 @@ print(pipeline.__file__)
     assert "artifacts" in module  # the code came with the model
 
 
-def test_an_altered_booster_is_refused_before_it_is_read(store: str, tmp_path: Path) -> None:
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=NAME, dst_path=str(tmp_path)))
-    booster = folder / "artifacts/booster.ubj"
-    content = bytearray(booster.read_bytes())
-    content[len(content) // 2] ^= 1
-    booster.write_bytes(content)
-    with pytest.raises(TrackingError, match=r"booster\.ubj is absent or altered"):
-        load_parts(str(folder))
+@pytest.fixture
+def logged(store: str) -> Iterator[Path]:
+    """Folder of the logged model in the artifact store; put back as it was afterwards."""
+    client = mlflow.MlflowClient()
+    folder = Path(url2pathname(urlsplit(client.get_model_version_download_uri("credit_risk_model", "1")).path))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    yield folder
+    for path in set(folder.rglob("*")) - set(before):
+        if path.is_file():
+            path.unlink()
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def test_one_changed_byte_in_any_file_of_the_model_is_refused_and_named(logged: Path) -> None:
+    files = sorted(path for path in logged.rglob("*") if path.is_file() and path.name != "registered_model_meta")
+    assert {"MLmodel", "pyfunc.py", "booster.ubj", "vectorizer.skops", "golden_rows.json"} <= {
+        f.name for f in files
+    }
+    for file in files:
+        content = bytearray(file.read_bytes() or b"x")
+        content[len(content) // 2] ^= 1
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        name = file.relative_to(logged).as_posix()
+        with pytest.raises(TrackingError, match=rf"{re.escape(name)} was changed"):
+            open_model(NAME)
+        file.write_bytes(whole)
+    assert open_model(NAME).uri == NAME
+
+
+def test_a_file_that_is_added_or_missing_is_refused_and_named(logged: Path) -> None:
+    (logged / "code/sitecustomize.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(TrackingError, match=r"code/sitecustomize\.py was added"):
+        open_model(NAME)
+    (logged / "code/sitecustomize.py").unlink()
+    (logged / "artifacts/golden_rows.json").unlink()
+    with pytest.raises(TrackingError, match=r"artifacts/golden_rows\.json is missing"):
+        open_model("models:/credit_risk_model@candidate")
+
+
+def test_a_model_without_recorded_digests_is_refused_with_the_cure(store: str) -> None:
+    client = mlflow.MlflowClient()
+    model_id = client.get_model_version("credit_risk_model", "1").source.removeprefix("models:/")
+    tags = client.get_logged_model(model_id).tags
+    client.delete_logged_model_tag(model_id, DIGESTS_TAG)
+    with pytest.raises(TrackingError, match="Run `python -m pipeline train` again"):
+        open_model(NAME)
+    client.set_logged_model_tags(model_id, {DIGESTS_TAG: tags[DIGESTS_TAG]})
+    assert open_model(NAME).uri == NAME

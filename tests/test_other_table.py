@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import Project, copy_project
+from tests.testkit.projects import Project, copy_project
 
 CONTRACT = """
 name: leasing

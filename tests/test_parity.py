@@ -17,7 +17,8 @@ from sklearn.feature_extraction import DictVectorizer
 from pipeline.core.contract.schema import Field, Schema
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.features import Matrix, feature_dict, make_vectorizer
-from tests.conftest import DATA, PROJECT, Project
+from tests.testkit import DATA, PROJECT
+from tests.testkit.projects import Project
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 VECTORIZER = make_vectorizer(SCHEMA)

@@ -48,7 +48,7 @@ def promotion(version: int, **changes: object) -> Promotion:
 
 def test_nothing_promoted_is_no_error() -> None:
     assert pointer.read_pointer() is None
-    assert pointer.history() == []
+    assert pointer.history() == pointer.History((), 0)
     assert pointer.promotions() == []
 
 
@@ -57,7 +57,7 @@ def test_what_is_written_is_read(home: Path) -> None:
     write_pointer(first)
     write_pointer(second)
     assert pointer.read_pointer() == second
-    assert [record["version"] for record in pointer.history()] == [1, 2]
+    assert [promotion.version for promotion in pointer.history().promotions] == [1, 2]
     assert {path.name for path in home.iterdir()} == {"promoted.json", "history.jsonl"}
 
 
@@ -73,13 +73,13 @@ def test_a_torn_history_line_is_skipped_and_not_continued(home: Path) -> None:
         file.write(b'{"tag": "credit_risk_mo')
     write_pointer(promotion(2))
     write_pointer(promotion(3))
-    assert [record["version"] for record in pointer.history()] == [1, 2, 3]
+    assert [promotion.version for promotion in pointer.history().promotions] == [1, 2, 3]
 
 
 def test_a_promotion_without_its_history_line_is_known_and_completed(home: Path) -> None:
     write_pointer(promotion(1))
     replace_file(home / "promoted.json", promotion(2).model_dump_json().encode())
-    assert [record["version"] for record in pointer.history()] == [1, 2]
+    assert [promotion.version for promotion in pointer.history().promotions] == [1, 2]
     reconcile()
     reconcile()
     lines = (home / "history.jsonl").read_text().splitlines()
@@ -172,3 +172,28 @@ def test_the_lock_is_free_as_soon_as_its_holder_is_killed(holder: multiprocessin
 def test_who_and_when_are_told() -> None:
     assert "@" in whoami()
     assert now().endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"tag": "credit_ri',
+        b"null",
+        b'"text"',
+        b'{"tag": 1}',
+        b"\x00\xff",
+        b"9" * 5000,
+        b'{"version": 1e999}',
+    ],
+)
+def test_damaged_lines_of_the_history_are_left_out_and_counted(home: Path, line: bytes) -> None:
+    write_pointer(promotion(1))
+    write_pointer(promotion(2))
+    path = pointer.history_path()
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, line, b"", second, b""]))
+    found = pointer.history()
+    assert [one.version for one in found.promotions] == [1, 2]
+    assert found.damaged_lines == 1
+    assert [one.version for one in pointer.promotions()] == [2, 1]

@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import shutil
-import time
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ from pipeline.promotion.pointer import write_pointer
 from pipeline.scoring.engine import Model, Scorer, score_table
 from pipeline.scoring.settings import ScoreSettings
 from pipeline.tables.sources import Batch
-from tests.conftest import DATA, PROJECT
+from tests.testkit import DATA, PROJECT
 
 TAG = "credit_risk_model:v7"
 
@@ -369,24 +369,26 @@ def test_nothing_promoted_names_the_command(tmp_path: Path, monkeypatch: pytest.
 def test_long_table_is_never_held(model: Model, applications: pd.DataFrame) -> None:
     rows = pa.RecordBatch.from_pandas(applications.head(50).drop(columns="status"), preserve_index=False)
     alive: weakref.WeakSet[Batch] = weakref.WeakSet()
-    most = 0
+    too_many = threading.Event()
 
     class Long:
         schema: pa.Schema = rows.schema
         count: int | None = None
 
         def batches(self, size: int) -> Iterator[Batch]:
-            nonlocal most
             for start in range(200):
                 batch = Batch(rows, np.arange(start * 50, start * 50 + 50))
                 alive.add(batch)
-                most = max(most, len(alive))
+                if len(alive) > 9:
+                    too_many.set()
                 yield batch
 
     settings = ScoreSettings(batch_rows=50, threads=2, cluster=None)
-    for _ in score_table(Long(), Scorer(model), settings):
-        time.sleep(0.0005)  # a slow disk
-    assert most <= 9
+    results = score_table(Long(), Scorer(model), settings)
+    next(results)
+    assert not too_many.wait(0.2)  # a slow disk: nothing is read meanwhile that could not be held
+    assert sum(1 for _ in results) == 199
+    assert not too_many.is_set()
 
 
 def test_cluster_gives_the_same_file(

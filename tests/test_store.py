@@ -10,6 +10,7 @@ from typing import Any
 
 import bentoml
 import cloudpickle
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,10 +23,12 @@ from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
 from pipeline.core.model.encoders import FrameEncoder
+from pipeline.core.model.golden import golden_rows
 from pipeline.core.promoted import Promotion
-from pipeline.promotion.staging import golden_rows, reference, stage
+from pipeline.promotion.staging import stage
 from pipeline.promotion.store_folders import is_intact, prune
-from tests.registry import Machine
+from pipeline.registry.logged_model import open_model
+from tests.testkit.registry import Machine
 
 FILES = ("saved_model.ubj", "custom_objects.pkl", "model.yaml")
 
@@ -43,7 +46,8 @@ def test_the_stored_model_answers_as_mlflow_does_for_every_applicant(
         bundle = open_bundle(promoted_machine.folder(1), promoted(promoted_machine).digests)
         columns = list(bundle.schema.fields)
         rows: Any = applications[columns].astype(object).where(applications[columns].notna(), None)
-        expected = reference("models:/credit_risk_model/1", rows.to_dict("records"))
+        model = mlflow.pyfunc.load_model("models:/credit_risk_model/1")
+        expected = np.asarray(model.predict(rows))
     matrix = FrameEncoder(bundle.schema, bundle.vectorizer).transform(applications)
     assert np.abs(bundle.probabilities(matrix) - expected).max() <= 1e-6
     assert bundle.golden_difference() <= 1e-6
@@ -155,7 +159,7 @@ def test_a_booster_that_a_full_disk_cut_is_refused_before_it_is_opened(
 
     monkeypatch.setattr(bentoml.xgboost, "save_model", save_and_cut)
     with promoted_machine.entered(), pytest.raises(StoreError, match="not written whole; free space"):
-        stage("models:/credit_risk_model/2", "credit_risk_model:v2", tmp_path, {})
+        stage(open_model("models:/credit_risk_model/2"), "credit_risk_model:v2", tmp_path, {})
 
 
 def test_pruning_keeps_the_newest_and_the_protected_and_foreign_folders(

@@ -20,21 +20,23 @@ from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.model.features import Matrix
 from pipeline.core.promoted import MODEL_NAME
 from pipeline.evaluation.metrics import auc
-from pipeline.registry.logged_model import load_parts
+from pipeline.registry.logged_model import open_model
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
-from pipeline.training import streaming as stream
-from pipeline.training.command import Prepared, prepare, xgboost_parameters
+from pipeline.training.fitting import xgboost_parameters
 from pipeline.training.folds import quantised
+from pipeline.training.preparation import PreparedData, prepare
 from pipeline.training.settings import TrainSettings
+from pipeline.training.share import share_of
+from pipeline.training.streaming import fit_streamed, score_streamed
 from pipeline.training.survey import TEST, TRAIN, UNLABELLED, is_streamed, survey
-from tests.conftest import DATA, PROJECT
+from tests.testkit import DATA, PROJECT
 
 ROUNDS = 30
 
 
 @pytest.fixture(scope="session")
-def in_memory(schema: Schema) -> tuple[TrainSettings, Prepared]:
+def in_memory(schema: Schema) -> tuple[TrainSettings, PreparedData]:
     """The shipped data, prepared the usual way."""
     settings = TrainSettings.load(PROJECT / "conf/train.yaml", data=str(DATA))
     return settings, prepare(settings, schema)
@@ -51,20 +53,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def streamed(in_memory: tuple[TrainSettings, Prepared], folder: Path, tmp_path: Path) -> TrainSettings:
+def streamed(in_memory: tuple[TrainSettings, PreparedData], folder: Path, tmp_path: Path) -> TrainSettings:
     """Settings by which that folder is streamed, in several pages."""
     changes = {"data": str(folder), "search_rows": 2000, "page_rows": 1500, "cache": str(tmp_path)}
     return in_memory[0].model_copy(update=changes)
 
 
-def parameters(in_memory: tuple[TrainSettings, Prepared], **others: float) -> dict[str, object]:
+def parameters(in_memory: tuple[TrainSettings, PreparedData], **others: float) -> dict[str, object]:
     settings, prepared = in_memory
     first = {str(name): value for name, value in settings.first_trial.items()}
     fixed = xgboost_parameters(settings, prepared.schema, prepared.vectorizer)
     return {**fixed, **first, "max_depth": 3, **others}
 
 
-def train_in_memory(prepared: Prepared, values: dict[str, object]) -> Matrix:
+def train_in_memory(prepared: PreparedData, values: dict[str, object]) -> Matrix:
     data = quantised(prepared.train.matrix, prepared.train.labels, values, threads=1)
     booster = xgb.train({**values, "nthread": 1}, data, ROUNDS)
     return np.asarray(booster.inplace_predict(prepared.test.matrix))
@@ -77,7 +79,7 @@ def test_only_long_parquet_is_streamed(streamed: TrainSettings) -> None:
 
 
 def test_survey_finds_what_ingest_finds(
-    streamed: TrainSettings, in_memory: tuple[TrainSettings, Prepared], schema: Schema
+    streamed: TrainSettings, in_memory: tuple[TrainSettings, PreparedData], schema: Schema
 ) -> None:
     found, prepared = survey(streamed, schema), in_memory[1]
     assert found.digest == prepared.digest
@@ -89,25 +91,25 @@ def test_survey_finds_what_ingest_finds(
 
 
 def test_streamed_model_is_the_model_of_memory(
-    streamed: TrainSettings, in_memory: tuple[TrainSettings, Prepared], schema: Schema, tmp_path: Path
+    streamed: TrainSettings, in_memory: tuple[TrainSettings, PreparedData], schema: Schema, tmp_path: Path
 ) -> None:
     found = survey(streamed, schema)
     values = parameters(in_memory)
-    booster = stream.fit(streamed, schema, found, values, ROUNDS)
-    labels, probabilities = stream.held_out(streamed, schema, found, booster)
+    booster = fit_streamed(streamed, schema, found, values, ROUNDS)
+    labels, probabilities = score_streamed(streamed, schema, found, booster)
     np.testing.assert_array_equal(labels, in_memory[1].test.labels)
     np.testing.assert_allclose(probabilities, train_in_memory(in_memory[1], values), atol=1e-6)
     assert list(tmp_path.iterdir()) == []  # no pages stay on the disk
 
 
 def test_two_workers_train_one_model_on_all_rows(
-    streamed: TrainSettings, in_memory: tuple[TrainSettings, Prepared], schema: Schema, scheduler: str
+    streamed: TrainSettings, in_memory: tuple[TrainSettings, PreparedData], schema: Schema, scheduler: str
 ) -> None:
     values = parameters(in_memory)
     settings = streamed.model_copy(update={"cluster": ClusterSettings(address=scheduler)})
     found = survey(settings, schema)
-    booster = stream.fit(settings, schema, found, values, ROUNDS)
-    labels, probabilities = stream.held_out(settings, schema, found, booster)
+    booster = fit_streamed(settings, schema, found, values, ROUNDS)
+    labels, probabilities = score_streamed(settings, schema, found, booster)
     expected = train_in_memory(in_memory[1], values)
     # Workers merge approximate quantiles and draw their own rows, so the bins and the trees differ a little.
     assert abs(auc(labels, probabilities) - auc(labels, expected)) < 0.01
@@ -122,14 +124,14 @@ def test_pages_are_bounded_and_complete(streamed: TrainSettings, schema: Schema,
     write_table(tmp_path / "big", rows=200_000, rows_per_file=150_000)
     settings = streamed.model_copy(update={"data": str(tmp_path / "big"), "page_rows": 50_000})
     found = survey(settings, schema)
-    share = stream.share_of(settings, schema, found)
+    share = share_of(settings, schema, found)
     sizes = [len(matrix) for matrix, _ in share.pages(TRAIN)]
     assert sum(sizes) == int((found.sides == TRAIN).sum())
     assert max(sizes) <= 50_000 + 65_536
 
 
 def test_shares_of_a_table_are_even_and_whole(streamed: TrainSettings, schema: Schema) -> None:
-    share = stream.share_of(streamed, schema, survey(streamed, schema))
+    share = share_of(streamed, schema, survey(streamed, schema))
     parts = share.split(2)
     assert [group for part in parts for group in part.groups] == list(share.groups)
     np.testing.assert_array_equal(np.concatenate([part.sides for part in parts]), share.sides)
@@ -179,7 +181,7 @@ def test_train_command_streams_a_long_table(
     assert main(["train", "--config", str(tmp_path / "train.yaml"), *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["test"]["auc"] > 0.8
-    parts = load_parts(f"models:/{MODEL_NAME}/{report['version']}")
+    parts = open_model(f"models:/{MODEL_NAME}/{report['version']}").parts
     frame = ingest(folder, parts.schema).frame
     held_out = frame[is_test_row(frame, parts.schema, 42, 0.2)]
     matrix = FrameEncoder(parts.schema, parts.vectorizer).transform(held_out)

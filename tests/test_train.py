@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
 import numpy as np
 import optuna
@@ -21,7 +20,6 @@ import pytest
 import xgboost as xgb
 import yaml
 
-from benchmarks.servers import free_port
 from pipeline.__main__ import main
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import TrackingError
@@ -30,11 +28,17 @@ from pipeline.core.model.features import make_vectorizer
 from pipeline.evaluation.metrics import metrics
 from pipeline.tables.holdout import is_test_row
 from pipeline.training.folds import FoldSet, FoldSettings
-from pipeline.training.search import finished_trials, open_study, search
+from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
-from pipeline.training.tracking import TrialWriter, parent_run
+from pipeline.training.study import open_study
+from pipeline.training.tracking import parent_run
+from pipeline.training.trial_writer import TrialWriter
+from pipeline.training.trials import finished_trials
 from pipeline.training.workers import InProcess
-from tests.conftest import PROJECT, Project, copy_project
+from tests.testkit import PROJECT
+from tests.testkit.projects import Project, copy_project
+from tests.testkit.servers import Service, running
+from tests.testkit.waiting import eventually
 
 FIGURES = {
     "roc", "precision_recall", "calibration", "scores", "gain_and_lift", "ks", "feature_importance",
@@ -131,7 +135,12 @@ print(json.dumps({{
     assert run["metrics"]["test_auc"] == first["test"]["auc"] > 0.8
     assert len(run["tags"]["lock.sha256"]) == 64
     assert {Path(name).stem for name in run["files"] if name.startswith("figures")} >= FIGURES
-    assert {Path(name).name for name in run["files"]} >= {"train.yaml", "schema.yaml", "serve.yaml"}
+    assert {Path(name).name for name in run["files"]} >= {
+        "train.yaml",
+        "schema.yaml",
+        "policy.yaml",
+        "resolved.json",
+    }
     assert [context for context, _ in run["datasets"]] == ["training", "holdout"]
     assert len({digest for _, digest in run["datasets"]}) == 2
     assert first["version"] == 1
@@ -205,14 +214,10 @@ def stopped_after(
 ) -> subprocess.CompletedProcess[str]:
     """Begin the study "long", and send a signal when so many trials are finished."""
     command = ["python", "-m", "pipeline", "train", "--study", "long", "--trials", "5000", *flags]
-    process = subprocess.Popen(
-        command, cwd=project.folder, env=project.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while finished(project) < trials and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    output, error = process.communicate(timeout=60)
+    with project.start(*command) as process:
+        eventually(lambda: finished(project) >= trials or process.poll() is not None, 120)
+        process.send_signal(number)
+        output, error = process.communicate(timeout=60)
     return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
@@ -243,6 +248,7 @@ def test_what_cannot_be_trained_is_refused_in_one_message_and_nothing_is_logged(
     rows.rename(columns={"age": "years"}).to_csv(tmp_path / "renamed.csv", index=False)
     rows.assign(age=np.where(rows.index.isin([0, 2]), 7, 30)).to_csv(tmp_path / "broken.csv", index=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(tmp_path / "conf"))
     assert main(["train", *flags]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -326,24 +332,16 @@ def _pump(source: socket.socket, target: socket.socket, may_pass: Callable[[byte
 @pytest.fixture(scope="module")
 def door(project: Project) -> Iterator[Door]:
     """A small MLflow server, reached through a door."""
-    port = free_port()
-    command = ["mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served"]
+    command = (
+        "mlflow", "server", "--port", "{port}", "--workers", "1",
+        "--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served",
+    )  # fmt: skip
     env = {**project.env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (project.folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=project.folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    for _ in range(1200):
-        with suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                break
-        time.sleep(0.1)
-    door = Door(port)
-    yield door
-    door.close()
-    server.terminate()
-    server.wait(30)
+    service = Service("mlflow server", command, ready="/health", environment=env, folder=project.folder)
+    with running(service) as server:
+        door = Door(server.port)
+        yield door
+        door.close()
 
 
 @pytest.fixture
@@ -419,8 +417,7 @@ def test_no_trial_is_written_twice_when_answers_are_lost(
     with parent_run("ignored", "lost") as run:
         writer = TrialWriter(run, "lost")
         writer.put(trials[0])
-        while children(run) != ALL_FOUR[:1]:
-            time.sleep(0.05)
+        eventually(lambda: children(run) == ALL_FOUR[:1])
         away.state = "losing answers"  # the first that is lost says that a child was made
         away.lost.clear()
         for trial in trials[1:]:

@@ -19,19 +19,15 @@ from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ClusterError, ConfigError
 from pipeline.core.model.encoders import FrameEncoder
 from pipeline.core.model.features import make_vectorizer
+from pipeline.training.fold_split import EQUAL_ROWS
 from pipeline.training.folds import FoldScore, FoldSet, FoldSettings
-from pipeline.training.search import (
-    Best,
-    distributions,
-    finished_trials,
-    open_study,
-    search,
-    study_inputs,
-    study_name,
-)
+from pipeline.training.sampling import distributions
+from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
+from pipeline.training.study import fold_groups, fold_notes, open_study, study_inputs, study_name
+from pipeline.training.trials import Best, finished_trials
 from pipeline.training.workers import InProcess, Pool, open_pool
-from tests.conftest import PROJECT
+from tests.testkit import PROJECT
 
 INPUTS = {"data": "d1", "seed": 42}
 
@@ -135,10 +131,22 @@ def test_a_study_started_with_other_inputs_is_refused(tmp_path: Path) -> None:
         pass
     other = {**INPUTS, "data": "d2"}
     with (
-        pytest.raises(ConfigError, match="changed: data; give --study another name"),
+        pytest.raises(ConfigError, match=r"started with other inputs \(data changed\)"),
         opened(tmp_path, inputs=other),
     ):
         pass
+
+
+def test_a_study_of_the_release_before_goes_on_with_the_folds_it_began_with(tmp_path: Path) -> None:
+    groups = np.array([0, 1, 0])
+    with opened(tmp_path, "old"):
+        pass
+    with opened(tmp_path, "old", {**INPUTS, EQUAL_ROWS: "in one fold"}) as study:
+        assert fold_groups(study, groups) is None
+        assert "Start another with --study NAME" in fold_notes(study, groups)[0]
+    with opened(tmp_path, "new", {**INPUTS, EQUAL_ROWS: "in one fold"}) as study:
+        assert fold_groups(study, groups) is groups
+        assert fold_notes(study, groups) == []
 
 
 def test_a_study_that_another_process_drives_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.scratch import Scratch
-from benchmarks.servers import Service
+from tests.testkit.servers import Service
 
 EMPTY_LEAN, EMPTY_DEFAULT = "empty BentoML, lean", "empty BentoML, default"
 TUTORIAL, FASTAPI, MLFLOW = "tutorial on runners", "FastAPI by hand", "mlflow models serve"
@@ -40,7 +40,7 @@ def peers(scratch: Scratch, application: Mapping[str, Any], version: int) -> lis
             ("uvicorn", "benchmarks.peers.fastapi_app:app", "--workers", "1", "--no-access-log", *port),
             body,
             ready="/docs",
-            environment=scratch.environment,
+            environment=scratch.env,
         ),
         Service(
             MLFLOW,
@@ -49,7 +49,7 @@ def peers(scratch: Scratch, application: Mapping[str, Any], version: int) -> lis
             records,
             path="/invocations",
             ready="/ping",
-            environment=scratch.environment,
+            environment=scratch.env,
         ),
         *(
             Service(
@@ -64,4 +64,4 @@ def peers(scratch: Scratch, application: Mapping[str, Any], version: int) -> lis
 
 
 def _home(scratch: Scratch, name: str) -> dict[str, str]:
-    return {**scratch.environment, "BENTOML_HOME": scratch.copy_home(name)}
+    return {**scratch.env, "BENTOML_HOME": scratch.copy_home(name)}

@@ -27,6 +27,10 @@ class StoreError(PipelineError):
     """A stored model or the promoted pointer is missing, altered or unreadable."""
 
 
+class PointerUnreadable(StoreError):
+    """The system does not let the promoted pointer be read, so that nobody knows what is promoted."""
+
+
 class PromotionRefused(PipelineError):
     """The gate, another promotion under way or a failed check refused a promotion."""
 

@@ -1,10 +1,11 @@
-"""Files: atomic replacement, durable folders and digests."""
+"""Files: atomic replacement, safe reading, durable folders and digests."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,45 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+class NotRegularFile(ValueError):
+    """A FIFO, socket, device or folder stands where a file is expected."""
+
+
+def read_regular_file(path: Path, limit: int | None = None) -> bytes:
+    """Read a file, and nothing that could block or never end.
+
+    To open a FIFO waits for its writer, so the file is opened without blocking and looked at before it is read.
+
+    Parameters
+    ----------
+    limit
+        Largest size in bytes; None: any.
+
+    Raises
+    ------
+    NotRegularFile
+        It is a FIFO, a socket, a device or a folder.
+    ValueError
+        It is larger than `limit`.
+    OSError
+        It cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a device may have effects, and a socket cannot be opened
+        raise NotRegularFile("not a regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 # a descriptor
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise NotRegularFile("not a regular file")
+        content = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    return content
+
+
+def access_denied(error: PermissionError) -> str:
+    """Say who may not read what, and who must be allowed to."""
+    return f"{error.filename}: permission denied; user {os.geteuid()} must be allowed to read it"
+
+
 def flush(path: Path) -> None:
     """Flush a file, or a folder's entries, to the disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -57,3 +97,10 @@ def file_digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def umask() -> int:
+    """The bits that this process leaves out of the modes of new files."""
+    mask = os.umask(0o077)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask

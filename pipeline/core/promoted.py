@@ -11,17 +11,20 @@ can be derived: `reconcile` completes it after a crash.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.core.errors import StoreError
+from pipeline.core.errors import PointerUnreadable, StoreError
+from pipeline.core.files import access_denied, read_regular_file
 
 MODEL_NAME = "credit_risk_model"
 """The registered model in MLflow and the model in the BentoML store."""
+
+_POINTER_BYTES = 1 << 20
+"""Largest pointer that is read; a real one has about a kilobyte."""
 
 
 class Promotion(BaseModel):
@@ -77,31 +80,66 @@ def read_pointer(name: str = MODEL_NAME) -> Promotion | None:
 
     Raises
     ------
+    PointerUnreadable
+        The system does not let it be read: no permission, no free file descriptor, a disk error.
     StoreError
-        The pointer exists but is not one.
+        It was read, but is no pointer.
     """
     path = pointer_path(name)
     try:
-        return Promotion.model_validate_json(path.read_bytes())
+        return Promotion.model_validate_json(read_regular_file(path, _POINTER_BYTES))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"{path}: not a promoted pointer ({type(error).__name__}); promote again, or roll back"
-        ) from None
+    except PermissionError as error:
+        raise PointerUnreadable(access_denied(error)) from error
+    except OSError as error:
+        raise PointerUnreadable(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # ValidationError is one
+        found = type(error).__name__ if isinstance(error, ValidationError) else str(error)
+        raise StoreError(f"{path}: not a promoted pointer ({found}); promote again, or roll back") from None
 
 
-def history(name: str = MODEL_NAME) -> list[dict[str, Any]]:
-    """Every promotion, rollback and sync on this machine, oldest first.
+@dataclass(frozen=True)
+class History:
+    """Every promotion, rollback and sync on this machine.
 
-    A line cut short by a crash is skipped; a promotion whose line was never written is known from the pointer.
+    Attributes
+    ----------
+    promotions
+        Oldest first; the last is what is promoted, if the pointer is whole.
+    damaged_lines
+        Lines of the history's file that are no promotions, and were left out: a crash cut them short, or somebody
+        wrote into the file.
     """
-    records = _recorded(name)
+
+    promotions: tuple[Promotion, ...]
+    damaged_lines: int
+
+
+def history(name: str = MODEL_NAME) -> History:
+    """Read the history; a promotion whose line was never written is known from the pointer."""
+    recorded = recorded_history(name)
     with contextlib.suppress(StoreError):
         promoted = read_pointer(name)
-        if promoted and promoted.model_dump() not in records[-1:]:
-            records.append(promoted.model_dump())
-    return records
+        if promoted and promoted not in recorded.promotions[-1:]:
+            return replace(recorded, promotions=(*recorded.promotions, promoted))
+    return recorded
+
+
+def recorded_history(name: str = MODEL_NAME) -> History:
+    """Read the history's file alone."""
+    try:
+        lines = history_path(name).read_bytes().splitlines()
+    except FileNotFoundError:
+        return History((), 0)
+    found = [_parsed(line) for line in lines if line.strip()]
+    whole = tuple(promotion for promotion in found if promotion)
+    return History(whole, len(found) - len(whole))
+
+
+def history_path(name: str = MODEL_NAME) -> Path:
+    """The history's file: one JSON object a line, only ever appended to."""
+    return model_home(name) / "history.jsonl"
 
 
 def promotions(name: str = MODEL_NAME) -> list[Promotion]:
@@ -111,28 +149,13 @@ def promotions(name: str = MODEL_NAME) -> list[Promotion]:
     fall back on. Folders are not looked at: a version may have been removed or altered since.
     """
     newest: dict[str, Promotion] = {}
-    for record in reversed(history(name)):
-        with contextlib.suppress(ValidationError):
-            promotion = Promotion.model_validate(record)
-            newest.setdefault(promotion.tag, promotion)
+    for promotion in reversed(history(name).promotions):
+        newest.setdefault(promotion.tag, promotion)
     return list(newest.values())
 
 
-def _history_path(name: str) -> Path:
-    return model_home(name) / "history.jsonl"
-
-
-def _recorded(name: str) -> list[dict[str, Any]]:
+def _parsed(line: bytes) -> Promotion | None:
     try:
-        lines = _history_path(name).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    return [record for record in map(_parse, lines) if record]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
+        return Promotion.model_validate_json(line)
+    except ValidationError:
         return None
-    return record if isinstance(record, dict) else None

@@ -1,4 +1,4 @@
-"""COMMAND decisions: the service's decision log in, a DataFrame out, for monitoring and audits."""
+"""COMMAND decisions: read the service's decision log into a DataFrame, for monitoring and audits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pandas as pd
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
 from pipeline.core.policy import STATUSES
-from pipeline.core.record import DECISION_FILE, decision_log_settings
+from pipeline.core.record import DECISION_FILE, DecisionRecord, decision_log_settings
 from pipeline.monitoring.request import DecisionsRequest
 from pipeline.report import Report
 from pipeline.tables.sinks import open_sink
@@ -23,8 +23,11 @@ INPUT = "input."
 """Prefix of the columns that hold what the applicant stated."""
 
 
+_VALIDATOR = TypeAdapter(DecisionRecord)
+
+
 @dataclass(frozen=True)
-class Decisions:
+class LoggedDecisions:
     """What the service decided.
 
     Attributes
@@ -34,11 +37,14 @@ class Decisions:
         maybe_above, declined_above, probability (of default, in [0, 1]), status, and, where they were recorded,
         reasons, trace_id and one ``input.FIELD`` for each field.
     broken_lines
-        Lines that a crash cut short.
+        Lines that are no decision: cut short by a crash, or damaged.
+    first_broken
+        Where the first of them stands, such as ``decisions-0.jsonl, line 7``; None if all are whole.
     """
 
     frame: pd.DataFrame
     broken_lines: int
+    first_broken: str | None
 
 
 def run(request: DecisionsRequest) -> Report:
@@ -49,7 +55,7 @@ def run(request: DecisionsRequest) -> Report:
     return _report(found, request.output)
 
 
-def read_decisions(folder: str | Path, since: datetime | None = None, model: str | None = None) -> Decisions:
+def read_decisions(folder: str | Path, since: datetime | None = None, model: str | None = None) -> LoggedDecisions:
     """Read every file of a decision log.
 
     Parameters
@@ -66,48 +72,54 @@ def read_decisions(folder: str | Path, since: datetime | None = None, model: str
     DataError
         The folder holds no decision log.
     """
-    files = sorted(Path(folder).glob(DECISION_FILE.format("*")))
+    files = [path for path in sorted(Path(folder).glob(DECISION_FILE.format("*"))) if path.is_file()]
     if not files:
         raise DataError(
             f"{folder}: holds no decision log; name decision_log.folder of the service's conf/serve.yaml"
         )
-    earliest = _utc(since).isoformat() if since else ""
+    earliest = _aware(since) if since else None
     records: list[dict[str, Any]] = []
-    broken = 0
-    for line in _lines(files):
+    broken: list[str] = []
+    for place, line in _lines(files):
         record = _parse(line)
         if record is None:
-            broken += 1
-        elif record["time"] >= earliest and model in (None, record["model"]):
+            broken.append(place)
+        elif (earliest is None or record["time"] >= earliest) and model in (None, record["model"]):
             records.append(_flat(record))
-    return Decisions(_frame(records), broken)
+    return LoggedDecisions(_frame(records), len(broken), broken[0] if broken else None)
 
 
-def _lines(files: list[Path]) -> Iterator[bytes]:
-    for file in files:
-        with file.open("rb") as lines:
-            yield from lines
+def _lines(files: list[Path]) -> Iterator[tuple[str, bytes]]:
+    for path in files:
+        try:
+            with path.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    yield f"{path.name}, line {number}", line
+        except FileNotFoundError:
+            continue  # the service has just rotated it away
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> DecisionRecord | None:
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        return _VALIDATOR.validate_json(line)
+    except ValidationError:
         return None
-    return record if isinstance(record, dict) and "time" in record else None
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    thresholds = record.pop("thresholds", {})
-    inputs = record.pop("inputs", {})
-    return {**record, **thresholds, **{f"{INPUT}{name}": value for name, value in inputs.items()}}
+def _flat(record: DecisionRecord) -> dict[str, Any]:
+    values: dict[str, Any] = dict(record)
+    thresholds = values.pop("thresholds", {})
+    inputs = values.pop("inputs", {})
+    return {**values, **thresholds, **{f"{INPUT}{name}": value for name, value in inputs.items()}}
 
 
 def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame.from_records(records)
     if frame.empty:
         return frame
-    frame["time"] = pd.to_datetime(frame["time"], format="ISO8601", utc=True)
+    frame["time"] = pd.to_datetime(frame["time"], utc=True)
     # Files are those of workers: only the time puts their lines in order.
     return frame.sort_values("time", kind="stable", ignore_index=True)
 
@@ -118,19 +130,27 @@ def _folder(request: DecisionsRequest) -> Path:
     return request.conf.parent / decision_log_settings(request.conf / "serve.yaml").folder
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     plain = frame.drop(columns="reasons", errors="ignore") if path.suffix == ".csv" else frame
-    table = pa.Table.from_pandas(plain, preserve_index=False)
+    table = pa.Table.from_pandas(plain.apply(_of_one_type), preserve_index=False)
     with open_sink(path, table.schema) as sink:
         for batch in table.to_batches():
             sink.write(batch)
 
 
-def _report(found: Decisions, output: Path | None) -> Report:
+def _of_one_type(column: pd.Series) -> pd.Series:
+    """Make a column text whose values are numbers under one contract and text under another."""
+    is_text = column.map(lambda value: isinstance(value, str))
+    if column.dtype != object or not is_text.any() or (is_text | column.isna()).all():
+        return column
+    return column.map(lambda value: value if pd.isna(value) else str(value))
+
+
+def _report(found: LoggedDecisions, output: Path | None) -> Report:
     frame = found.frame
     data: dict[str, Any] = {"decisions": len(frame), "broken_lines": found.broken_lines, "models": _models(frame)}
     lines = [f"{len(frame)} decisions"]
@@ -142,7 +162,12 @@ def _report(found: Decisions, output: Path | None) -> Report:
         mean = f"mean probability of default {told['mean_probability']:.3f}"
         lines.append(f"  {tag}: {told['decisions']} decisions: {shares}; {mean}")
     if found.broken_lines:
-        lines.append(f"  {found.broken_lines} lines were cut short by a crash and left out")
+        count = (
+            "1 line is no decision and was"
+            if found.broken_lines == 1
+            else f"{found.broken_lines} lines are no decisions and were"
+        )
+        lines.append(f"  {count} left out: cut short by a crash or damaged, the first at {found.first_broken}")
     if output:
         lines.append(f"written to {output}")
     return Report("\n".join(lines), data)

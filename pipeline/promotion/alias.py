@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Self
 
-from pipeline.core.errors import TrackingError
-from pipeline.core.promoted import MODEL_NAME, Promotion
+from pipeline.core.errors import PipelineError, StoreError, TrackingError
+from pipeline.core.promoted import MODEL_NAME, Promotion, read_pointer
 from pipeline.promotion.failpoint import failpoint
+from pipeline.promotion.pointer import is_settled, mark_settled
 from pipeline.registry.client import CHAMPION, aliased, asking, shown_address
+
+CURE = "`python -m pipeline sync` moves the alias when MLflow is back"
 
 
 def settle(promotion: Promotion) -> int | None:
     """Let the alias `CHAMPION` and the version's tags say what this machine promoted.
 
     The alias moves only from what it named before the promotion: if it names anything else, somebody has
-    promoted since, and theirs is the newer word. MLflow has no compare-and-swap for aliases, so two machines that
-    promote within the few milliseconds between the look and the move can still both move it; the last one
-    wins, and the other machine follows with its next ``sync``.
+    promoted since, and theirs is the newer word. Nor does it move if this machine has promoted something else
+    meanwhile. MLflow has no compare-and-swap for aliases, so two machines that promote within the few
+    milliseconds between the look and the move can still both move it; the last one wins, and the other machine
+    follows with its next ``sync``.
 
     Returns
     -------
@@ -34,64 +39,97 @@ def settle(promotion: Promotion) -> int | None:
         MLflow cannot be asked.
     """
     with asking() as client:
-        seen = aliased(client, CHAMPION)
-        if seen not in {None, promotion.version, *promotion.replaces}:
-            return seen
-        if seen != promotion.version:
+        named = aliased(client, CHAMPION)
+        if named not in {None, promotion.version, *promotion.replaces} or not _still_promoted(promotion):
+            return named
+        if named != promotion.version:
             client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(promotion.version))
         failpoint("after-alias")
         _tag(client, promotion)
-        return promotion.version
+    if _still_promoted(promotion):
+        mark_settled(promotion)
+    failpoint("after-settled")
+    return promotion.version
 
 
-class Settling:
-    """`settle` in a process of its own, which imports MLflow while this one does other work, and can be ended.
+def settle_noting(promotion: Promotion) -> list[str]:
+    """Settle, and say in notes what could not be done: the promotion counts already."""
+    if is_settled(promotion):
+        return []
+    try:
+        return _told(promotion, settle(promotion))
+    except (PipelineError, OSError) as error:
+        return [f"{error}; {CURE}"]
 
-    A rollback is for emergencies: importing MLflow must not delay it, and no hanging server may hold it.
+
+def settle_earlier() -> None:
+    """Let MLflow's alias follow an earlier promotion of this machine, if it could not then.
+
+    Raises
+    ------
+    TrackingError
+        MLflow cannot be asked.
+    """
+    with contextlib.suppress(StoreError):
+        promoted = read_pointer()
+        if promoted and not is_settled(promoted):
+            settle(promoted)
+
+
+class BackgroundSettling:
+    """`settle` in a process of its own, which imports MLflow while this one does other work.
+
+    A rollback is for emergencies: neither the import of MLflow nor a server that hangs may delay it. A process
+    that is not done when the command ends goes on without it, for at most `seconds` in all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._asked = False
+
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.promotion.alias"],
+            [sys.executable, "-m", "pipeline.promotion.alias", str(self._seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            start_new_session=True,  # the terminal's Ctrl-C is not for it
         )
+        return self
 
-    def finish(self, promotion: Promotion, seconds: float) -> int | None:
-        """Settle, as `settle` does, within a time.
+    def __exit__(self, *_: object) -> None:
+        if not self._asked:
+            self._process.kill()
+            self._process.communicate()
 
-        Raises
-        ------
-        TrackingError
-            MLflow could not be asked within the time.
-        """
+    def settle(self, promotion: Promotion, seconds: float) -> list[str]:
+        """Have the alias moved, wait for it at most so long, and say in notes what is not done."""
+        self._asked = True
         try:
-            output, _ = self._process.communicate(promotion.model_dump_json(), timeout=seconds)
-            answer = json.loads(output or "{}")
-        except (subprocess.TimeoutExpired, ValueError):
-            self.abandon()
-            answer = {"error": f"MLflow at {shown_address()} did not answer within {seconds:g} s"}
-        if "champion" not in answer:
-            raise TrackingError(answer.get("error", f"MLflow at {shown_address()} could not be asked"))
-        champion: int | None = answer["champion"]
-        return champion
-
-    def abandon(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+            output, _ = self._process.communicate(promotion.model_dump_json(), timeout=max(0.1, seconds))
+            answer = json.loads(output)
+        except subprocess.TimeoutExpired:
+            return [
+                f"MLflow at {shown_address()} has not answered yet. If it does within {self._seconds:g} s, its "
+                f"alias {CHAMPION} follows; otherwise {CURE}"
+            ]
+        except ValueError:
+            answer = {"error": f"MLflow at {shown_address()} could not be asked"}
+        return [f"{answer['error']}; {CURE}"] if "error" in answer else _told(promotion, answer["champion"])
 
 
-def answer() -> None:
-    """Be the process of `Settling`: one promotion on stdin, one JSON object on stdout."""
+def main() -> None:
+    """Be the process of `BackgroundSettling`: one promotion on stdin, one JSON object on stdout."""
+    signal.alarm(max(1, round(float(sys.argv[1]))))  # whatever hangs, this process ends
     with contextlib.suppress(TrackingError), asking():
         pass  # imports MLflow and opens its store, while the other process looks at the stored model
     text = sys.stdin.read()
     if text:
-        sys.stdout.write(json.dumps(_answer(text)))
-        sys.stdout.flush()
+        answer = _answer(text)
+        with contextlib.suppress(BrokenPipeError):  # the command has ended
+            sys.stdout.write(json.dumps(answer))
+            sys.stdout.flush()
     # Nothing is left to do, and MLflow's modules take half a second to tear down.
     os._exit(0)
 
@@ -99,8 +137,20 @@ def answer() -> None:
 def _answer(text: str) -> dict[str, Any]:
     try:
         return {"champion": settle(Promotion.model_validate_json(text))}
-    except TrackingError as error:
+    except (PipelineError, OSError) as error:
         return {"error": str(error)}
+
+
+def _told(promotion: Promotion, named: int | None) -> list[str]:
+    if named in {promotion.version, None}:
+        return []
+    return [f"MLflow's champion is v{named}, promoted elsewhere: the next sync follows it"]
+
+
+def _still_promoted(promotion: Promotion) -> bool:
+    with contextlib.suppress(StoreError):
+        return read_pointer() == promotion
+    return False
 
 
 def _tag(client: Any, promotion: Promotion) -> None:
@@ -111,4 +161,4 @@ def _tag(client: Any, promotion: Promotion) -> None:
 
 
 if __name__ == "__main__":
-    answer()
+    main()

@@ -1,4 +1,4 @@
-"""A staged candidate, the champion and the data in; out comes all that the gate looks at."""
+"""Gather what the gate looks at: candidate and champion on the same rows, and the stored model measured."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pipeline.core.errors import PipelineError, TrackingError
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.features import Matrix, monotone_constraints
 from pipeline.core.promoted import promotions
-from pipeline.promotion.gate import Evidence, schema_changes
+from pipeline.promotion.compatibility import schema_changes
+from pipeline.promotion.gate import Evidence
 from pipeline.promotion.staging import Stored, reopen
 from pipeline.registry.client import ModelVersion
-from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, Parts, load_parts
+from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, Parts, open_model
 from pipeline.tables.holdout import is_test_row
 from pipeline.tables.labelled import ingest
 
@@ -95,6 +96,7 @@ def gather(
         holdout_note=note,
         groups=_groups(rows, parts.schema),
         schema_changes=_changes(opponent, parts.schema),
+        is_identical=_is_identical(opponent, parts),
         monotone_breaks=_monotone_breaks(parts, matrix),
         parity=stored.bundle.golden_difference(),
         milliseconds=_milliseconds(stored),
@@ -135,7 +137,7 @@ def _opponent(champion: ModelVersion) -> _Opponent:
             if stored is not None:
                 return _Opponent(champion.tag, _parts(stored), champion.parameters)
     try:
-        return _Opponent(champion.tag, load_parts(champion.uri), champion.parameters)
+        return _Opponent(champion.tag, open_model(champion.uri).parts, champion.parameters)
     except PipelineError as error:
         return _Opponent(champion.tag, None, champion.parameters, str(error))
 
@@ -151,6 +153,8 @@ def _champion_scores(
     try:
         frame = known if schema == known_by else ingest(source, schema).frame
         unseen = _held_out(frame, schema, opponent.parameters, opponent.name)
+        if _labels(schema) != _labels(known_by):
+            raise TrackingError("it predicts another label")
         if len(frame) != len(known):
             raise TrackingError("its contract keeps other rows of the table")
     except PipelineError as error:
@@ -160,10 +164,21 @@ def _champion_scores(
     return opponent, np.asarray(booster.inplace_predict(matrix), dtype=np.float32), unseen
 
 
+def _labels(schema: Schema) -> tuple[object, ...]:
+    return schema.target.name, schema.target.negative, schema.target.positive
+
+
 def _changes(opponent: _Opponent | None, schema: Schema) -> tuple[str, ...]:
     if opponent is None or opponent.parts is None:
         return ()
     return schema_changes(opponent.parts.schema, schema)
+
+
+def _is_identical(opponent: _Opponent | None, parts: Parts) -> bool:
+    if opponent is None or opponent.parts is None:
+        return False
+    same_contract = opponent.parts.schema.digest == parts.schema.digest
+    return same_contract and bool(opponent.parts.booster.save_raw("ubj") == parts.booster.save_raw("ubj"))
 
 
 def _groups(rows: pd.DataFrame, schema: Schema) -> dict[str, npt.NDArray[np.str_]]:

@@ -1,4 +1,4 @@
-"""What is known of a candidate in, a verdict with its reasons out; pure: nothing is read, written or logged."""
+"""The gate: apply the rules of ``promote.yaml`` to what is known of a candidate; nothing is read or written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.contract.schema import Field, Schema
 from pipeline.core.model.bundle import TOLERANCE
 from pipeline.core.policy import STATUSES, Thresholds, decide_many
-from pipeline.evaluation.metrics import Floats, Labels, Probabilities, metrics
+from pipeline.evaluation.comparison import worse_by
+from pipeline.evaluation.metrics import Labels, Probabilities, metrics
 from pipeline.promotion.settings import ApprovalSettings, ChampionSettings, PromoteSettings
-
-_CELLS = 4_000_000
-"""Cells of one block of bootstrap weights: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,13 @@ class Evidence:
     groups
         Audit field → its values for the same rows, shape (n,).
     schema_changes
-        What the candidate's contract refuses or understands unlike the champion's.
+        What a person must allow before the candidate answers the champion's clients; see `compatibility`.
+    is_identical
+        Whether candidate and champion are the same booster under the same contract.
     monotone_breaks
         Columns along which the probability moves against the contract's direction.
     parity
-        Largest difference between the stored model's and the MLflow model's probabilities.
+        Largest difference between what the stored model answers and what was recorded when it was logged.
     milliseconds, megabytes
         Time of encoding and scoring one application, and size of the stored model.
     """
@@ -55,6 +54,7 @@ class Evidence:
     holdout_note: str
     groups: Mapping[str, npt.NDArray[Any]]
     schema_changes: tuple[str, ...]
+    is_identical: bool
     monotone_breaks: tuple[str, ...]
     parity: float
     milliseconds: float
@@ -75,6 +75,8 @@ class Rule:
         What is allowed, for people; empty if the rule only reports.
     passed
         Whether the value is within the limit.
+    problem
+        What is wrong with the value, in words; empty if nothing is.
     note
         What a person may want to know besides.
     binding
@@ -85,12 +87,13 @@ class Rule:
     value: float | None
     limit: str
     passed: bool
+    problem: str = ""
     note: str = ""
     binding: bool = False
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
-        return f"{self.name} must be {self.limit}, received {_text(self.value)}{note}"
+        return f"{self.problem or self.name}{note}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def judge(
     allow_schema_change
         Report what the candidate's contract breaks for the champion's clients, and do not refuse it.
     """
-    contract = _none_of("schema", evidence.schema_changes, "compatible with the champion's")
+    contract = _contract(evidence, allowed=allow_schema_change)
     holdout = _holdout(evidence, settings.holdout_rows)
     statistics = (
         (
@@ -160,67 +163,25 @@ def judge(
         (
             holdout,
             *statistics,
-            replace(contract, passed=True, limit="") if allow_schema_change else contract,
-            _none_of("monotone", evidence.monotone_breaks, "in the contract's directions"),
-            _at_most("parity", evidence.parity, TOLERANCE, "stored model against MLflow's", binding=True),
+            contract,
+            _monotone(evidence.monotone_breaks),
+            _at_most(
+                "parity",
+                evidence.parity,
+                TOLERANCE,
+                "against the answers recorded at logging",
+                binding=True,
+            ),
             _at_most("milliseconds", evidence.milliseconds, settings.milliseconds, "one application"),
             _at_most("megabytes", evidence.megabytes, settings.megabytes, "stored model"),
         )
     )
 
 
-def schema_changes(champion: Schema, candidate: Schema) -> tuple[str, ...]:
-    """Say what breaks for a client of the champion when the candidate answers.
-
-    Compatible means: every application that the champion accepts is accepted, and means the same.
-    """
-    changes = []
-    if champion.target != candidate.target:
-        changes.append("target differs")
-    changes += [f"{name}: removed" for name in champion.fields if name not in candidate.fields]
-    for name, field in candidate.fields.items():
-        if name in champion.fields:
-            changes += [f"{name}: {change}" for change in _field_changes(champion.fields[name], field)]
-        elif not field.optional:
-            changes.append(f"{name}: new and required")
-    return tuple(changes)
-
-
-def worse_by(
-    labels: Labels, candidate: Probabilities, champion: Probabilities, settings: ChampionSettings
-) -> dict[str, float]:
-    """Upper confidence limits of how much worse the candidate is, by metric: positive = worse.
-
-    Paired bootstrap with Poisson weights (Hanley and MacGibbon, 2006): each resample weighs every row by an
-    independent Poisson(1) count, the same for both models. Percentile limit, one-sided.
-
-    Parameters
-    ----------
-    labels, candidate, champion
-        Shape (n,), the same rows.
-
-    Returns
-    -------
-    dict
-        auc, brier, log_loss.
-    """
-    rows = _thinned(len(labels), settings.rows)
-    y = np.asarray(labels, dtype=np.float64)[rows]
-    p, q = (np.asarray(scores, dtype=np.float64)[rows] for scores in (candidate, champion))
-    losses = np.stack([(p - y) ** 2 - (q - y) ** 2, _log_losses(y, p) - _log_losses(y, q)], axis=1)  # (n, 2)
-    differences = []
-    for weights in _weights(settings.resamples, len(y)):
-        means = weights @ losses / weights.sum(axis=1, keepdims=True)  # (block, 2)
-        area = _weighted_auc(y, q, weights) - _weighted_auc(y, p, weights)
-        differences.append(np.column_stack([area, means]))
-    limits = np.quantile(np.concatenate(differences), settings.confidence, axis=0)
-    return dict(zip(("auc", "brier", "log_loss"), limits.tolist(), strict=True))
-
-
 def _holdout(evidence: Evidence, rows: int) -> Rule:
     rule = _at_least("holdout_rows", float(len(evidence.labels)), float(rows), evidence.holdout_note)
     if len(np.unique(evidence.labels)) < 2:
-        return replace(rule, passed=False, note="both labels must occur")
+        return replace(rule, passed=False, problem="holdout_rows: only one of the two labels occurs")
     return rule
 
 
@@ -240,9 +201,14 @@ def _against_champion(
         return
     note = evidence.champion_name
     if evidence.champion is None:
-        yield Rule("champion", None, "able to score the rows", excused, f"{note}: {evidence.champion_failure}")
+        problem = f"champion {note} cannot score these rows, so the candidate cannot be compared with it"
+        allowed = "not compared, as --allow-schema-change allows; " if excused else ""
+        yield Rule("champion", None, "compared", excused, problem, f"{allowed}{note}: {evidence.champion_failure}")
         return
-    worse = worse_by(evidence.labels, evidence.candidate, evidence.champion, settings)
+    if evidence.is_identical:
+        yield Rule("champion", None, "", passed=True, note=f"identical to {note}: same booster, same contract")
+    sampling = settings.model_dump(include={"confidence", "resamples", "rows"})
+    worse = worse_by(evidence.labels, evidence.candidate, evidence.champion, **sampling)
     now, before = (metrics(evidence.labels, scores) for scores in (evidence.candidate, evidence.champion))
     for name, margin in settings.margins.items():
         comparison = f"{now[name]:.4f}, {note} {before[name]:.4f}"
@@ -273,67 +239,34 @@ def _approvals(evidence: Evidence, settings: ApprovalSettings, thresholds: Thres
 
 
 def _at_least(name: str, value: float, floor: float, note: str = "") -> Rule:
-    return Rule(name, value, f"at least {floor:g}", value >= floor, note)
+    problem = "" if value >= floor else f"{name} is {_text(value)}, below the floor of {floor:g}"
+    return Rule(name, value, f"at least {floor:g}", not problem, problem, note)
 
 
 def _at_most(name: str, value: float, ceiling: float, note: str = "", *, binding: bool = False) -> Rule:
-    return Rule(name, value, f"at most {ceiling:g}", value <= ceiling, note, binding)
+    problem = "" if value <= ceiling else f"{name} is {_text(value)}, above the ceiling of {ceiling:g}"
+    return Rule(name, value, f"at most {ceiling:g}", not problem, problem, note, binding)
 
 
-def _none_of(name: str, problems: tuple[str, ...], limit: str) -> Rule:
-    shown = ", ".join(problems[:5]) + (" …" if len(problems) > 5 else "")
-    return Rule(name, float(len(problems)), limit, not problems, shown)
+def _contract(evidence: Evidence, *, allowed: bool) -> Rule:
+    """Changes of the contract: reported either way, refused unless a person allowed them."""
+    changes = evidence.schema_changes
+    if not changes:
+        return Rule("schema", 0.0, "compatible with the champion's", passed=True)
+    shown = "; ".join(changes)
+    if allowed:
+        return Rule("schema", float(len(changes)), "", passed=True, note=f"allowed: {shown}")
+    problem = f"schema differs from that of {evidence.champion_name}"
+    cure = "--allow-schema-change --reason TEXT accepts it"
+    return Rule(
+        "schema", float(len(changes)), "compatible with the champion's", False, problem, f"{shown}; {cure}"
+    )
 
 
-def _field_changes(before: Field, after: Field) -> Iterator[str]:
-    if before.kind != after.kind and not (before.kind == "integer" and after.kind == "number"):
-        yield f"kind {before.kind} became {after.kind}"
-        return
-    if before.optional and not after.optional:
-        yield "became required"
-    if before.unit != after.unit:
-        yield f"unit {before.unit} became {after.unit}"
-    if set(before.missing) != set(after.missing):
-        yield "codes of missing differ"
-    if lost := set(before.categories) - set(after.categories):
-        yield f"no longer accepts {', '.join(sorted(lost))}"
-    if _is_narrower(before, after):
-        yield "its range is narrower"
-
-
-def _is_narrower(before: Field, after: Field) -> bool:
-    if before.min is None or before.max is None or after.min is None or after.max is None:
-        return False
-    return after.min > before.min or after.max < before.max
-
-
-def _thinned(count: int, most: int) -> npt.NDArray[np.intp]:
-    """Positions of at most `most` rows, evenly spread: shape (min(count, most),)."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.intp)
-
-
-def _weights(resamples: int, rows: int) -> Iterator[Floats]:
-    """Poisson weights, block by block: shape (block, rows). Seeded: the same evidence gets the same verdict."""
-    generator = np.random.default_rng(0)
-    block = max(1, _CELLS // rows)
-    for start in range(0, resamples, block):
-        yield generator.poisson(1.0, (min(block, resamples - start), rows)).astype(np.float64)
-
-
-def _log_losses(labels: Floats, probabilities: Floats) -> Floats:
-    p = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    return -np.where(labels > 0, np.log(p), np.log1p(-p))
-
-
-def _weighted_auc(labels: Floats, scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve under each row of weights (m, n): shape (m,). Ties count half."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    bad = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
-    good = np.add.reduceat((weights * (1 - labels))[:, order], starts, axis=1)
-    below = np.cumsum(good, axis=1) - good / 2
-    area: Floats = (bad * below).sum(axis=1) / (bad.sum(axis=1) * good.sum(axis=1))
-    return area
+def _monotone(breaks: tuple[str, ...]) -> Rule:
+    shown = ", ".join(breaks[:5]) + (" …" if len(breaks) > 5 else "")
+    problem = "monotone: the probability moves against the contract's direction" if breaks else ""
+    return Rule("monotone", float(len(breaks)), "in the contract's directions", not breaks, problem, shown)
 
 
 def _text(value: float | None) -> str:

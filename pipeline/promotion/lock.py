@@ -14,6 +14,8 @@ from pipeline.core.errors import PromotionRefused
 from pipeline.core.machine import now, whoami
 from pipeline.core.promoted import MODEL_NAME, store_home
 
+_held = False
+
 
 def work_home(name: str = MODEL_NAME) -> Path:
     """Hidden folder for the lock and for what is not in the store yet: on its filesystem, outside its listings."""
@@ -36,6 +38,7 @@ def promotion_lock(seconds: float, name: str = MODEL_NAME) -> Iterator[None]:
     PromotionRefused
         Another command held it all that time.
     """
+    global _held
     path = work_home(name) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -44,7 +47,16 @@ def promotion_lock(seconds: float, name: str = MODEL_NAME) -> Iterator[None]:
             file.truncate(0)
             file.write(f"{whoami()}, process {os.getpid()}, since {now()}".encode())
             file.flush()
-        yield
+        _held = True
+        try:
+            yield
+        finally:
+            _held = False
+
+
+def is_held_here() -> bool:
+    """Whether this process holds the lock."""
+    return _held
 
 
 def _acquire(file: IO[bytes], deadline: float) -> None:
@@ -56,7 +68,7 @@ def _acquire(file: IO[bytes], deadline: float) -> None:
                 file.seek(0)
                 holder = file.read().decode(errors="replace") or "unknown"
                 raise PromotionRefused(
-                    f"one promotion at a time: another is under way ({holder}); try again when it has ended"
+                    f"another promotion is in progress ({holder}). Try again when it finishes"
                 ) from None
             time.sleep(0.05)
         else:

@@ -12,11 +12,11 @@ from pipeline.core.files import replace_file
 from pipeline.core.promoted import (
     MODEL_NAME,
     Promotion,
-    _history_path,
-    _recorded,
+    history_path,
     model_home,
     pointer_path,
     read_pointer,
+    recorded_history,
 )
 from pipeline.promotion.failpoint import failpoint
 from pipeline.promotion.lock import work_home
@@ -32,7 +32,7 @@ def write_pointer(promotion: Promotion, name: str = MODEL_NAME) -> None:
 def append_history(record: Mapping[str, Any], name: str = MODEL_NAME) -> None:
     """Append one line to the history and flush it."""
     line = json.dumps(record).encode() + b"\n"
-    with _history_path(name).open("a+b") as file:
+    with history_path(name).open("a+b") as file:
         # A crash or a full disk may have cut the last line: the next one must not continue it.
         file.write(line if _ends_with_newline(file) else b"\n" + line)
         file.flush()
@@ -52,7 +52,7 @@ def reconcile(name: str = MODEL_NAME) -> None:
     promoted = read_pointer(name)
     if promoted is None:
         return
-    if promoted.model_dump() not in _recorded(name)[-1:]:
+    if promoted not in recorded_history(name).promotions[-1:]:
         append_history(promoted.model_dump(), name)
     write_latest(promoted.tag)
 

@@ -37,8 +37,9 @@ class PromoteRequest(PromotionRequest):
 
     @model_validator(mode="after")
     def _says_why(self) -> Self:
-        if self.force and not self.reason:
-            raise ValueError("--force needs a reason; add --reason TEXT")
+        if not self.reason and (self.force or self.allow_schema_change):
+            flag = "--force" if self.force else "--allow-schema-change"
+            raise ValueError(f"{flag} needs a reason; add --reason TEXT")
         return self
 
 

@@ -56,6 +56,8 @@ class PromoteSettings(Settings):
     keep: int = Field(ge=2)
     """Versions kept in the store; the promoted and the previous one always are."""
     lock_seconds: float = Field(ge=0)
-    """How long to wait for another promotion on this machine."""
+    """How long to wait for another command that changes what is promoted on this machine."""
     alias_seconds: float = Field(gt=0)
-    """How long a rollback waits for MLflow; then the next `sync` moves the alias."""
+    """How long MLflow's alias is given to follow a rollback, in the background; then the next `sync` moves it."""
+    rollback_seconds: float = Field(gt=0)
+    """How long a rollback takes at most while MLflow does not answer; it then ends, with a note."""

@@ -1,26 +1,17 @@
-"""An MLflow model version in, a BentoML model out: staged, loaded and queried before it may enter the store."""
+"""Stage a logged model as a BentoML model: written, opened and queried before it may enter the store."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from pipeline.core.contract.schema import Field, Schema
-from pipeline.core.errors import PipelineError, StoreError, TrackingError, first_line
+from pipeline.core.errors import StoreError, first_line
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, GOLDEN, SCHEMA, VECTORIZER, Bundle, open_bundle
 from pipeline.core.promoted import version_home
 from pipeline.promotion.failpoint import failpoint
-from pipeline.registry.logged_model import Parts, load_parts
-
-_RANDOM_ROWS = 32
-"""Golden rows beside the example and the contract's edges."""
+from pipeline.registry.logged_model import OpenedModel
 
 
 @dataclass(frozen=True)
@@ -50,13 +41,13 @@ class Stored:
         return sum((self.folder / name).stat().st_size for name in self.digests) / 1e6
 
 
-def stage(uri: str, tag: str, bench: Path, metadata: Mapping[str, str]) -> Stored:
-    """Save an MLflow model as a BentoML model on the workbench, and open it there as the service will.
+def stage(model: OpenedModel, tag: str, bench: Path, metadata: Mapping[str, str]) -> Stored:
+    """Save a logged model as a BentoML model on the workbench, and open it there as the service will.
 
     Parameters
     ----------
-    uri
-        MLflow model, such as ``models:/credit_risk_model/3``.
+    model
+        Its golden answers are those that were recorded when it was logged.
     tag
         Its tag in the store, such as ``credit_risk_model:v3``.
     bench
@@ -66,18 +57,13 @@ def stage(uri: str, tag: str, bench: Path, metadata: Mapping[str, str]) -> Store
 
     Raises
     ------
-    TrackingError
-        MLflow's model cannot be loaded.
     StoreError
         The BentoML model cannot be written whole, or not be opened.
     """
-    parts = load_parts(uri)
-    rows = golden_rows(parts.schema)
-    golden = {"rows": rows, "probabilities": reference(uri, rows)}
-    folder = _save(parts, tag, bench, golden, metadata)
+    folder = _save(model, tag, bench, metadata)
     failpoint("after-stage")
     # A full disk can cut the booster's file without a word, and a cut file can crash the process that loads it.
-    if (folder / BOOSTER_FILE).read_bytes() != bytes(parts.booster.save_raw("ubj")):
+    if (folder / BOOSTER_FILE).read_bytes() != bytes(model.parts.booster.save_raw("ubj")):
         raise StoreError(f"{folder}: the booster was not written whole; free space and promote again")
     digests = file_digests(folder)
     return Stored(tag, folder, digests, open_bundle(folder, digests))
@@ -92,44 +78,7 @@ def reopen(tag: str, digests: Mapping[str, str]) -> Stored | None:
         return None
 
 
-def reference(uri: str, rows: list[dict[str, Any]]) -> list[float]:
-    """What the MLflow model itself, through its own ``predict``, answers for applications.
-
-    Raises
-    ------
-    TrackingError
-        It cannot be loaded, or does not predict.
-    """
-    import mlflow
-
-    try:
-        predicted = mlflow.pyfunc.load_model(uri, suppress_warnings=True).predict(pd.DataFrame(rows))
-    except PipelineError:
-        raise
-    except Exception as error:  # the model is code, and may raise anything
-        reason = first_line(error)
-        raise TrackingError(f"{uri}: must load and predict with MLflow, failed: {reason}") from error
-    return [float(probability) for probability in np.asarray(predicted).ravel()]
-
-
-def golden_rows(schema: Schema) -> list[dict[str, Any]]:
-    """Applications made from the contract alone, the same each time; no applicant's data travels with a model.
-
-    The example, each field at its edges, each category, each missing value, and seeded random ones.
-    """
-    example = schema.example()
-    rows = [example]
-    for name, field in schema.fields.items():
-        edges: list[Any] = [field.min, field.max, *field.missing] if field.is_numeric else [*field.categories]
-        rows += [{**example, name: value} for value in [*edges, *([None] if field.optional else [])]]
-    generator = np.random.default_rng(0)
-    rows += [
-        {name: _random(field, generator) for name, field in schema.fields.items()} for _ in range(_RANDOM_ROWS)
-    ]
-    return rows
-
-
-def _save(parts: Parts, tag: str, bench: Path, golden: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
+def _save(model: OpenedModel, tag: str, bench: Path, metadata: Mapping[str, str]) -> Path:
     import bentoml
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml._internal.models import ModelStore
@@ -141,8 +90,12 @@ def _save(parts: Parts, tag: str, bench: Path, golden: Mapping[str, Any], metada
     try:
         bentoml.xgboost.save_model(
             tag,
-            parts.booster,
-            custom_objects={VECTORIZER: parts.vectorizer, SCHEMA: parts.schema.document(), GOLDEN: dict(golden)},
+            model.parts.booster,
+            custom_objects={
+                VECTORIZER: model.parts.vectorizer,
+                SCHEMA: model.parts.schema.document(),
+                GOLDEN: dict(model.golden),
+            },
             metadata=dict(metadata),
         )
     except OSError:
@@ -154,14 +107,3 @@ def _save(parts: Parts, tag: str, bench: Path, golden: Mapping[str, Any], metada
         BentoMLContainer.model_store.reset()
     name, _, version = tag.partition(":")
     return store / name / version
-
-
-def _random(field: Field, generator: np.random.Generator) -> Any:
-    if field.optional and generator.random() < 0.15:
-        return None
-    if not field.is_numeric:
-        return field.categories[generator.integers(len(field.categories))]
-    # Amounts spread over orders of magnitude: uniform draws would all be huge.
-    low, high = float(field.min or 0), float(field.max or 0)
-    value = low + math.expm1(generator.uniform(0, math.log1p(high - low)))
-    return float(round(value)) if field.kind == "integer" else value

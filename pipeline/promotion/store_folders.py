@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.core.files import file_digests, flush
+from pipeline.core.errors import StoreError
+from pipeline.core.files import file_digests, flush, umask
 from pipeline.core.promoted import MODEL_NAME, model_home, version_home
 from pipeline.promotion.failpoint import failpoint
 from pipeline.promotion.lock import work_home
 
 
 @contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Turn the disk's errors into one line.
+
+    Raises
+    ------
+    StoreError
+        The disk is full, or rights are missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise StoreError(
+            f"cannot write to the store: {error.strerror or error}{place}. What was promoted still is; "
+            "free space or give rights, then run it again"
+        ) from error
+
+
+@contextlib.contextmanager
 def workbench() -> Iterator[Path]:
     """Give an empty folder on the store's filesystem, outside the store, and remove it afterwards.
 
-    Call it under the promotion lock. Temporary folders of BentoML and MLflow are made inside, so that they go
-    with it, also when this process is killed: see `clear`.
+    Several commands may each have one. That of a process which was killed is removed by the next command: its lock
+    file is then held by nobody.
     """
-    clear()
-    bench = _bench()
-    bench.mkdir(parents=True)
-    usual, tempfile.tempdir = tempfile.tempdir, str(bench)
-    try:
+    with writing(), _workbench(_benches()) as bench:
         yield bench
-    finally:
-        tempfile.tempdir = usual
-        clear()
+
+
+@contextlib.contextmanager
+def _workbench(benches: Path) -> Iterator[Path]:
+    benches.mkdir(parents=True, exist_ok=True)
+    bench = benches / f"bench-{secrets.token_hex(4)}"
+    unlocked, lock = bench.with_suffix(".new"), bench.with_suffix(".lock")
+    with unlocked.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unlocked.rename(lock)  # under this name others look for it, and find it locked
+        try:
+            bench.mkdir()
+            yield bench
+        finally:
+            shutil.rmtree(bench, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def clear() -> None:
-    """Remove the workbench and what was put aside, of this command or of a killed one."""
-    shutil.rmtree(_bench(), ignore_errors=True)
+    """Remove what was put aside, and the workbenches of killed commands; call it under the promotion lock."""
     shutil.rmtree(_aside(), ignore_errors=True)
+    for lock in _benches().glob("bench-*.lock"):
+        with contextlib.suppress(FileNotFoundError), lock.open("rb") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
 
 
 def is_intact(tag: str, digests: Mapping[str, str]) -> bool:
@@ -52,6 +86,7 @@ def install(folder: Path, tag: str) -> None:
     killed before the pointer says that the new one counts.
     """
     target = version_home(tag)
+    share(folder)
     for path in folder.rglob("*"):
         flush(path)
     flush(folder)
@@ -62,6 +97,18 @@ def install(folder: Path, tag: str) -> None:
     os.replace(folder, target)
     flush(target.parent)
     failpoint("after-rename")
+
+
+def share(folder: Path) -> None:
+    """Give a version the modes of the umask, so that a service which runs as another user can read it.
+
+    BentoML makes its folders private to their owner.
+    """
+    mask = umask()
+    for path in [folder, *folder.rglob("*")]:
+        mode = (0o777 if path.is_dir() else 0o666) & ~mask
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
 
 
 def restore(tag: str, digests: Mapping[str, str]) -> None:
@@ -99,7 +146,7 @@ def prune(keep: int, order: Sequence[str], protected: Sequence[str | None]) -> l
     return removed
 
 
-def _bench() -> Path:
+def _benches() -> Path:
     return work_home() / "staging"
 
 

@@ -10,13 +10,14 @@ import contextlib
 import os
 import socket
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core.errors import TrackingError, first_line
+from pipeline.core.errors import PipelineError, TrackingError, first_line
 from pipeline.core.promoted import MODEL_NAME
 
 CHAMPION = "champion"
@@ -25,12 +26,13 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 """Alias of the version trained last."""
 
-_PATIENCE = {
+_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""MLflow's own defaults try for minutes while the promotion lock is held; the user's variables win over these."""
+"""MLflow's own defaults retry for minutes and draw bars into the report; the user's variables win over these."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class ModelVersion:
 
 
 def address() -> str:
-    """Where MLflow's registry is, by its own variables and default."""
+    """Where MLflow's registry is: what MLflow was told, else its own variables and default."""
+    if mlflow := sys.modules.get("mlflow"):
+        with contextlib.suppress(AttributeError):  # it is being imported
+            return str(mlflow.get_registry_uri())
     chosen = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
     return chosen or "sqlite:///mlflow.db"
 
@@ -167,18 +172,26 @@ def asking() -> Iterator[Any]:
     """MLflow's client; whatever it raises becomes one line."""
     if not is_reachable():
         raise TrackingError(f"MLflow at {shown_address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
-    for variable, value in _PATIENCE.items():
+    for variable, value in _DEFAULTS.items():
         os.environ.setdefault(variable, value)
     from mlflow import MlflowClient
+
+    try:
+        yield MlflowClient()
+    except PipelineError:
+        raise
+    except Exception as error:  # MLflow lets through what its server, its database or its parser raise
+        raise TrackingError(f"MLflow at {shown_address()}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    try:
-        yield MlflowClient()
-    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = first_line(error)[:300]
-        raise TrackingError(f"MLflow at {shown_address()}: {reason}") from error
+    if isinstance(error, MlflowException | RequestException | SQLAlchemyError | sqlite3.Error | OSError):
+        return first_line(error)[:300]
+    return f"an unexpected answer ({type(error).__name__}: {first_line(error)[:200]})"
 
 
 def _absence() -> str:

@@ -1,17 +1,21 @@
-"""Booster, DictVectorizer and contract in, a version of the registered MLflow model out, and back.
+"""Log a model to MLflow as a registered version, and open one again.
 
-The model's ``artifacts`` folder holds ``booster.ubj``, ``vectorizer.skops`` and ``schema.yaml``; the code that
-joins them is ``pipeline/registry/pyfunc.py``. Nothing is pickled: opening a model needs no trust in who wrote it.
+The model's ``artifacts`` folder holds ``booster.ubj``, ``vectorizer.skops``, ``schema.yaml`` and
+``golden_rows.json``. For users of MLflow's own ``predict`` it also holds code, ``pipeline/registry/pyfunc.py`` and
+this package; nothing in this project runs that code, and nothing in it is a pickle.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import xgboost as xgb
 import yaml
@@ -19,17 +23,23 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import TrackingError, first_line
-from pipeline.core.files import sha256
-from pipeline.core.model.features import feature_names_digest
+from pipeline.core.files import file_digests
+from pipeline.core.model.encoders import RowEncoder
+from pipeline.core.model.features import Matrix, feature_names_digest
+from pipeline.core.model.golden import golden_rows
 from pipeline.core.promoted import MODEL_NAME
-from pipeline.registry.client import CANDIDATE
+from pipeline.registry.client import CANDIDATE, asking
+from pipeline.registry.seal import fetch, read_seal, record_seal, unsealed
 
 BOOSTER, VECTORIZER, SCHEMA = "booster", "vectorizer", "schema"
 FILES = {BOOSTER: "booster.ubj", VECTORIZER: "vectorizer.skops", SCHEMA: "schema.yaml"}
 """Names of the parts, and of their files in the model's ``artifacts`` folder."""
 
-DIGESTS, SCHEMA_DIGEST, FEATURES_DIGEST = "digests", "schema_digest", "features_digest"
-"""Keys of the model's metadata: sha256 of each file, of the contract, of the column names in order."""
+GOLDEN_ROWS = "golden_rows"
+_GOLDEN_FILE = "golden_rows.json"
+
+SCHEMA_DIGEST, FEATURES_DIGEST = "schema_digest", "features_digest"
+"""Keys of the model's metadata: sha256 of the contract, and of the column names in order."""
 
 DATA, DATA_DIGEST, SEED, TEST_SHARE = "train.data", "train.data_digest", "train.seed", "train.test_share"
 """Parameters of the training run that say which rows were held out: see `pipeline.tables.holdout`."""
@@ -41,12 +51,38 @@ _REQUIREMENTS = (
 """What loading and predicting import. Given to MLflow, because inferring it costs 8 s a model."""
 
 
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+
+
 class Parts(NamedTuple):
     """What a model is made of."""
 
     booster: xgb.Booster
     vectorizer: DictVectorizer
     schema: Schema
+
+    def probabilities(self, rows: Sequence[Mapping[str, Any]]) -> Matrix:
+        """Probabilities of default of valid applications, in [0, 1]: shape (n,), float32."""
+        matrix = RowEncoder(self.schema, self.vectorizer).transform(rows)
+        return np.asarray(self.booster.inplace_predict(matrix), dtype=np.float32)
+
+
+class OpenedModel(NamedTuple):
+    """A logged model whose files are those that were logged.
+
+    Attributes
+    ----------
+    uri
+        Its exact name: a version, never an alias.
+    parts
+        What it is made of.
+    golden
+        ``rows`` and the ``probabilities`` that it gave for them when it was logged.
+    """
+
+    uri: str
+    parts: Parts
+    golden: Mapping[str, Any]
 
 
 def log_model(
@@ -66,71 +102,98 @@ def log_model(
     """
     import mlflow
 
-    with tempfile.TemporaryDirectory() as folder:
-        write_parts(Path(folder), Parts(booster, vectorizer, schema))
+    parts = Parts(booster, vectorizer, schema)
+    rows = golden_rows(schema)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_parts(folder, parts)
+        (folder / _GOLDEN_FILE).write_text(json.dumps(rows), encoding="utf-8")
+        files = {**FILES, GOLDEN_ROWS: _GOLDEN_FILE}
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={part: str(Path(folder) / name) for part, name in FILES.items()},
+            artifacts={part: str(folder / file) for part, file in files.items()},
             code_paths=[str(Path(__file__).parents[1])],
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
             signature=signature(schema),
             input_example=pd.DataFrame([schema.example()]),
-            metadata={**(metadata or {}), **_digests(Path(folder), vectorizer, schema)},
-            registered_model_name=MODEL_NAME,
+            metadata={
+                **(metadata or {}),
+                SCHEMA_DIGEST: schema.digest,
+                FEATURES_DIGEST: feature_names_digest(vectorizer),
+            },
         )
-    client = mlflow.MlflowClient()
-    client.set_registered_model_alias(MODEL_NAME, CANDIDATE, info.registered_model_version)
-    return client.get_model_version(MODEL_NAME, str(info.registered_model_version))
+        client = mlflow.MlflowClient()
+        own = {f"artifacts/{file}": digest for file, digest in file_digests(folder).items()}
+        record_seal(client, info.model_id, parts.probabilities(rows).tolist(), own)
+    # Registered once it is sealed: a version that anybody can see can be promoted.
+    registered = mlflow.register_model(f"models:/{info.model_id}", MODEL_NAME)
+    client.set_registered_model_alias(MODEL_NAME, CANDIDATE, registered.version)
+    return client.get_model_version(MODEL_NAME, str(registered.version))
 
 
-def load_parts(uri: str) -> Parts:
-    """Load a model's parts, every file verified against the digests recorded when it was logged.
+def open_model(uri: str) -> OpenedModel:
+    """Open a logged model, after every file was compared with the digests in the tracking database.
+
+    None of the model's code runs, and MLflow's description of it is not read.
 
     Parameters
     ----------
     uri
-        ``models:/NAME/3``, ``models:/NAME@candidate``, ``runs:/RUN/model`` or a folder.
+        ``models:/NAME/3``, ``models:/NAME@candidate``, ``models:/m-ID`` or ``runs:/RUN/model``.
 
     Raises
     ------
     TrackingError
-        The model is absent, is not one of this project's, or a file of it was altered.
+        The model is absent, is not one of this project's, or a file of it was changed, added or removed.
     """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-    from mlflow.models import Model
-
-    try:
-        folder = Path(download_artifacts(artifact_uri=uri))
-        metadata = Model.load(str(folder)).metadata or {}
-    except (MlflowException, OSError) as error:
-        reason = first_line(error)
-        raise TrackingError(f"{uri}: cannot be loaded ({reason}); name a model that is registered") from None
-    # A damaged booster file can crash the process that reads it: digests first.
-    _verify(folder / "artifacts", metadata.get(DIGESTS), uri)
-    return read_parts(folder / "artifacts")
+    with asking() as client, tempfile.TemporaryDirectory(prefix="credit-risk-model-") as folder:
+        exact, model_id = _found(client, uri)
+        seal = read_seal(client, model_id, exact)
+        contents = fetch(client, model_id, seal, Path(folder), exact)
+    rows = json.loads(contents[f"artifacts/{_GOLDEN_FILE}"])
+    return OpenedModel(exact, _parts(contents), {"rows": rows, "probabilities": list(seal.golden)})
 
 
-def pinned(uri: str) -> str:
-    """Name a model exactly: an alias becomes the version that it stands for now.
-
-    Raises
-    ------
-    TrackingError
-        There is no such alias, or MLflow cannot be reached.
-    """
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if not uri.startswith("models:/") or not at:
-        return uri
-    import mlflow
+def _found(client: Any, uri: str) -> tuple[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+        return _resolved(client, uri)
     except MlflowException as error:
-        reason = first_line(error)
-        raise TrackingError(f"{uri}: cannot be found ({reason}); name a model that is registered") from None
+        raise TrackingError(
+            f"{uri}: cannot be found ({first_line(error)}); name a model that is registered"
+        ) from None
+
+
+def _resolved(client: Any, uri: str) -> tuple[str, str]:
+    """Name a model exactly, and find its id: an alias becomes the version that it stands for now."""
+    kind, _, rest = uri.partition(":/")
+    if kind == "runs" and rest.count("/") == 1:
+        return uri, _model_of_run(client, *rest.split("/"))
+    if kind != "models" or not rest:
+        raise TrackingError(f"{uri}: must be models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME")
+    if _MODEL_ID.fullmatch(rest):
+        return uri, rest
+    name, at, alias = rest.partition("@")
+    if at:
+        registered = client.get_model_version_by_alias(name, alias)
+    else:
+        name, _, number = rest.rpartition("/")
+        registered = client.get_model_version(name, number)
+    exact = f"models:/{name}/{registered.version}"
+    model_id = str(registered.source).removeprefix("models:/")
+    if not _MODEL_ID.fullmatch(model_id):
+        raise unsealed(exact)
+    return exact, model_id
+
+
+def _model_of_run(client: Any, run_id: str, name: str) -> str:
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
+        if model.name == name:
+            return str(model.model_id)
+    raise TrackingError(f"runs:/{run_id}/{name}: the run logged no model of this name; name a run of `train`")
 
 
 def signature(schema: Schema) -> Any:
@@ -159,26 +222,17 @@ def write_parts(folder: Path, parts: Parts) -> None:
 
 
 def read_parts(folder: Path) -> Parts:
-    """Read the three files of a model; skops admits no type beyond scikit-learn's and numpy's own."""
+    """Read the three files of a model from a folder that is trusted."""
+    return _parts({f"artifacts/{name}": (folder / name).read_bytes() for name in FILES.values()})
+
+
+def _parts(contents: Mapping[str, bytes]) -> Parts:
+    """Read the parts from the very bytes that were verified; skops admits only types of scikit-learn and numpy."""
     import skops.io
 
-    schema = load_schema(yaml.safe_load((folder / FILES[SCHEMA]).read_text(encoding="utf-8")))
+    booster, vectorizer, schema = (contents[f"artifacts/{FILES[part]}"] for part in (BOOSTER, VECTORIZER, SCHEMA))
     return Parts(
-        xgb.Booster(model_file=folder / FILES[BOOSTER]), skops.io.load(folder / FILES[VECTORIZER]), schema
+        xgb.Booster(model_file=bytearray(booster)),
+        skops.io.loads(vectorizer),
+        load_schema(yaml.safe_load(schema.decode())),
     )
-
-
-def _digests(folder: Path, vectorizer: DictVectorizer, schema: Schema) -> dict[str, Any]:
-    return {
-        DIGESTS: {name: sha256((folder / name).read_bytes()) for name in FILES.values()},
-        SCHEMA_DIGEST: schema.digest,
-        FEATURES_DIGEST: feature_names_digest(vectorizer),
-    }
-
-
-def _verify(folder: Path, digests: Mapping[str, str] | None, uri: str) -> None:
-    if digests is None:
-        raise TrackingError(f"{uri}: must be a model logged by `python -m pipeline train`, and holds no digests")
-    for name in FILES.values():
-        if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digests.get(name):
-            raise TrackingError(f"{uri}: {name} is absent or altered since it was logged; train or restore it")

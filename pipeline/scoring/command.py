@@ -41,10 +41,10 @@ def run(request: ScoreRequest) -> Report:
 def _open_model(name: str) -> Model:
     """Open what is promoted, or a model of MLflow, by an exact name."""
     if name != PROMOTED:
-        from pipeline.registry.logged_model import load_parts, pinned
+        from pipeline.registry.logged_model import open_model
 
-        exact = pinned(name)
-        return Model(exact, *load_parts(exact))
+        opened = open_model(name)
+        return Model(opened.uri, *opened.parts)
     promotion = read_pointer()
     if promotion is None:
         raise StoreError(

@@ -32,11 +32,15 @@ def is_test_row(frame: pd.DataFrame, schema: Schema, seed: int, share: float) ->
     numpy.ndarray
         Shape (n,), bool; True = test.
     """
+    return content_hashes(frame, schema, seed) / _FULL < share
+
+
+def content_hashes(frame: pd.DataFrame, schema: Schema, seed: int) -> npt.NDArray[np.uint64]:
+    """Hash the contract's fields of each row, without the label: shape (n,), equal for equal rows."""
     content = frame.reindex(columns=list(schema.fields))
     hashes = pd.util.hash_pandas_object(content, index=False, hash_key=f"{seed:016d}"[-16:])
     # String columns use the key; numbers are hashed without one: mix the seed into the result.
-    mixed = _mix(np.asarray(hashes, dtype=np.uint64), seed)
-    return mixed / _FULL < share
+    return _mix(np.asarray(hashes, dtype=np.uint64), seed)
 
 
 def _mix(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:

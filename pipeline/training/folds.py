@@ -1,4 +1,4 @@
-"""Parameters in, cross-validated scores out: what one worker evaluates, without Optuna or MLflow."""
+"""Evaluate parameters by cross-validation, as each worker does it, without Optuna or MLflow."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xgboost as xgb
 
 from pipeline.core.model.features import Matrix
 from pipeline.evaluation.metrics import auc, brier, ks, log_loss
+from pipeline.training.fold_split import Positions, fold_rows
 
 ROWS_PER_THREAD = 20_000
 """Rows from which another thread pays: below it XGBoost's threads cost more than they save."""
@@ -95,10 +95,14 @@ class FoldSet:
         Shapes (n, k) and (n,), float32.
     settings
         How parameters are evaluated.
+    groups
+        Rows of the same group stay in the same fold: see `equal_rows`. None: every row is a group of its own.
     """
 
-    def __init__(self, matrix: Matrix, labels: Matrix, settings: FoldSettings) -> None:
-        self.matrix, self.labels, self.settings = matrix, labels, settings
+    def __init__(
+        self, matrix: Matrix, labels: Matrix, settings: FoldSettings, groups: Positions | None = None
+    ) -> None:
+        self.matrix, self.labels, self.settings, self.groups = matrix, labels, settings, groups
         self._folds: list[_Fold] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,7 +137,7 @@ class FoldSet:
                     xgb.DMatrix(self.matrix[valid], label=self.labels[valid], nthread=threads),
                     self.labels[valid],
                 )
-                for train, valid in _stratified(self.labels, self.settings.folds, self.settings.seed)
+                for train, valid in fold_rows(self.labels, self.groups, self.settings.folds, self.settings.seed)
             ]
         return self._folds
 
@@ -182,13 +186,6 @@ def timed(folds: FoldSet, parameters: Mapping[str, Any], threads: int, bars: Seq
     begin = time.time()
     evaluation = folds.evaluate(parameters, threads=threads, bars=bars)
     return Timed(evaluation, begin, time.time())
-
-
-def _stratified(labels: Matrix, folds: int, seed: int) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-    from sklearn.model_selection import StratifiedKFold
-
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels)), labels))
 
 
 def _is_hopeless(scores: Sequence[FoldScore], bars: Sequence[float]) -> bool:

@@ -21,7 +21,7 @@ TRAIN, TEST, UNLABELLED = 0, 1, 2
 """Sides of a row."""
 
 
-_BLOCK = 1 << 16
+BLOCK_ROWS = 1 << 16
 """Rows read at a time: what is beside the pages stays small."""
 
 
@@ -73,7 +73,7 @@ def survey(settings: TrainSettings, schema: Schema) -> Survey:
     digest = TableDigest(frame_columns(source, schema))
     share = settings.search_rows / max(rows, 1)
     with tqdm(total=rows, desc="survey", unit="row", unit_scale=True, disable=None) as bar:
-        for batch in labelled_batches(source, schema, settings.data, _BLOCK):
+        for batch in labelled_batches(source, schema, settings.data, BLOCK_ROWS):
             frame = batch.frame
             digest.update(frame)
             sides.append(_sides(frame, batch.labelled, schema, settings))

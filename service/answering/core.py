@@ -18,15 +18,13 @@ from pipeline.core.policy import Policy, Status
 from pipeline.core.promoted import Promotion
 from pipeline.core.settings import conf_folder
 from service.answering.batcher import Batcher, MicroBatcher
-from service.answering.follower import Promoted
+from service.answering.bodies import Batch
+from service.answering.follower import PointerFollower
 from service.answering.refusal import Refusal
 from service.answering.served_model import Application, Decisions, ServedModel
-from service.records.log_writer import Decided, Journal
+from service.records.decision_log import DecidedBatch, DecisionLog
 from service.records.metrics import Metrics
 from service.settings import ServeSettings
-
-_ROWS_A_TURN = 1024
-"""Rows of a batch request that are worked on before other requests get their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +70,29 @@ class Core:
         self.settings = settings
         self.policy = policy
         self.metrics = Metrics()
-        self.journal = Journal(settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped)
-        self.promoted: Promoted[Version] = Promoted(self._prepare, settings.retry_refused_seconds, self.metrics)
+        self.decision_log = DecisionLog(
+            settings.decision_log, home / settings.decision_log.folder, self.metrics.dropped
+        )
+        self.promoted: PointerFollower[Version] = PointerFollower(
+            self._prepare, settings.retry_refused_seconds, self.metrics
+        )
         self.batches = Slots(settings.limits.batches, settings.limits.retry_after_seconds)
         """To be held by whoever reads or answers a batch request: those are large."""
+        self._parsing = asyncio.Lock()
+        """Held while a batch is parsed: several at once would each take their part of every turn of the loop."""
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="batch scorer")
         self._requests = Slots(settings.limits.requests, settings.limits.retry_after_seconds)
 
     def start(self) -> None:
         """Load what is promoted and begin to record decisions."""
-        self.promoted.current()
-        self.journal.start()
+        self.promoted.start()
+        self.decision_log.start()
 
     def close(self) -> None:
         """Record what was decided, to the last."""
+        self.promoted.close()
         self._scorer.shutdown(wait=False, cancel_futures=True)
-        self.journal.close()
+        self.decision_log.close()
 
     def answering(self) -> Version:
         """Give what answers now, or raise the `Refusal` 503."""
@@ -121,15 +126,12 @@ class Core:
     ) -> bytes:
         """Decide on an array of applications, all by one version: the JSON array of answers, all or nothing."""
         model = (version or self.answering()).model
-        batch = model.parse_many(body)
-        matrix = model.encode_many(batch)
         answers: list[bytes] = []
-        for start in range(0, len(matrix), _ROWS_A_TURN):
-            part = slice(start, start + _ROWS_A_TURN)
-            rows = batch.rows[part]
-            decisions = await self._decide_many(model, matrix[part])
-            ids = [request_id] * len(rows)
-            self._record(model, rows, decisions, ids, [trace_id] * len(rows), first_row=start)
+        for part in await self._parsed(model, body):
+            matrix = model.encode_many(part)
+            decisions = await self._decide_many(model, matrix)
+            ids = [request_id] * len(matrix)
+            self._record(model, part.rows, decisions, ids, [trace_id] * len(matrix), first_row=len(answers))
             answers += model.answers(decisions, ids)
             await asyncio.sleep(0)
         return b"[%b]" % b",".join(answers)
@@ -167,11 +169,8 @@ class Core:
         self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
 
     def _nothing_answers(self) -> Refusal:
-        if self.promoted.refused:
-            error = "the promoted version failed its checks; run: python -m pipeline promote"
-        else:
-            error = "nothing is promoted; run: python -m pipeline promote"
-        return Refusal(503, error, headers=[(b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)])
+        retry_after = (b"retry-after", b"%d" % self.settings.limits.retry_after_seconds)
+        return Refusal(503, self.promoted.why_nothing_answers, headers=[retry_after])
 
     def _prepare(self, promotion: Promotion, bundle: Bundle) -> Version:
         before = self.promoted.served
@@ -186,6 +185,15 @@ class Core:
             return self._answers(model, cases, model.decide(encoded(model, cases)))
 
         return MicroBatcher(answer, self.settings.micro_batch_rows)
+
+    async def _parsed(self, model: ServedModel, body: bytes) -> list[Batch]:
+        """Validate a whole batch before any of it is decided; other requests run between its parts."""
+        parts: list[Batch] = []
+        async with self._parsing:
+            for part in model.parse_many(body):
+                parts.append(part)
+                await asyncio.sleep(0)
+        return [part for part in parts if part.rows]
 
     async def _decide_many(self, model: ServedModel, matrix: Matrix) -> Decisions:
         # XGBoost gives up the interpreter's lock: the next request is read and parsed meanwhile.
@@ -209,8 +217,8 @@ class Core:
     ) -> None:
         statuses: Sequence[Status] = decisions.statuses
         self.metrics.decided(model.tag, statuses, decisions.probabilities)
-        self.journal.add(
-            Decided(
+        self.decision_log.add(
+            DecidedBatch(
                 model.journal_members,
                 applications,
                 decisions.probabilities,

@@ -1,4 +1,4 @@
-"""The promoted pointer in, the version that answers out: verified, loaded and checked before it counts.
+"""Follow the promoted pointer: verify, load and check the version that it names, then let it answer.
 
 MLServer's reload is the model: the new version is loaded beside the old one, one assignment makes it answer, and
 the old one is released by its last request. Here the pointer is looked at before every answer, so there is no
@@ -7,24 +7,34 @@ moment after a promotion at which an older version could still be chosen.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Generic, Protocol, TypeVar
 
-from pipeline.core.errors import StoreError
+from pipeline.core.errors import PointerUnreadable, StoreError
 from pipeline.core.model.bundle import Bundle, open_bundle
 from pipeline.core.promoted import Promotion, pointer_path, promotions, read_pointer, version_home
+from service.answering.descriptor import ReservedDescriptor
 from service.records.metrics import Metrics
 
 logger = logging.getLogger("bentoml.credit_risk")
 
 Signature = tuple[int, int, int] | None
 """What tells one state of the pointer's file from another: time, inode and size; None: no such file."""
+
+_IDLE_SECONDS = 1.0
+"""How often a worker that nobody asks looks at the pointer, so that its metrics tell what it would answer with."""
+
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing about the file: this process or the system has run out of something."""
 
 
 class Served(Protocol):
@@ -50,7 +60,7 @@ class RefusedVersion:
     """ISO 8601, UTC."""
 
 
-class Promoted(Generic[ServedT]):
+class PointerFollower(Generic[ServedT]):
     """Follows the pointer of this machine.
 
     Parameters
@@ -67,7 +77,7 @@ class Promoted(Generic[ServedT]):
     promotion
         What the pointer says, as far as it could be read.
     served
-        What answers; None before the first version.
+        What answers as long as it is known what is promoted; None before the first version.
     loaded_at
         When it began to (ISO 8601, UTC).
     refused
@@ -90,40 +100,75 @@ class Promoted(Generic[ServedT]):
         self._path = pointer_path()
         self._seen: Signature | str = "never looked"
         self._retry_at = float("inf")
+        self._is_uncertain = False
+        self._reserve = ReservedDescriptor()
+        self._idle_look: asyncio.TimerHandle | None = None
 
     def current(self) -> ServedT | None:
         """Give what answers now, after one look at the pointer (a `stat`, 2 µs).
 
         A changed pointer is followed before this returns: the requests behind it wait some 20 ms, and
-        none that began after a promotion can be answered by the version before it.
+        none that began after a promotion can be answered by the version before it. So nothing answers while
+        the system does not let the pointer be read: it may name another version than the one that is loaded.
         """
         signature = _signature(self._path)
-        if signature != self._seen or monotonic() >= self._retry_at:
+        if signature != self._seen or self._is_uncertain or monotonic() >= self._retry_at:
             self._seen = signature
             self._follow()
-        return self.served
+        return None if self._is_uncertain else self.served
+
+    def start(self) -> None:
+        """Look at the pointer now and, in a running event loop, every second from then on."""
+        self.close()
+        with suppress(RuntimeError):  # no event loop is running
+            self._idle_look = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self.start)
+        self.current()
+
+    def close(self) -> None:
+        """Look only when asked."""
+        if self._idle_look is not None:
+            self._idle_look.cancel()
 
     @property
     def is_behind(self) -> bool:
-        """Whether something else than the promoted version answers."""
+        """Whether something else than the promoted version answers, or nothing can."""
         promoted = self.promotion.tag if self.promotion else None
-        return (self.served.promotion.tag if self.served else None) != promoted or self._retry_at < float("inf")
+        answering = self.served.promotion.tag if self.served else None
+        return answering != promoted or self._is_uncertain or self._retry_at < float("inf")
+
+    @property
+    def why_nothing_answers(self) -> str:
+        """What a client is told while `current` gives None."""
+        if self._is_uncertain:
+            return "the promoted version cannot be read at the moment; the service's log says why"
+        if self.refused:
+            return "the promoted version failed its checks; run: python -m pipeline promote"
+        return "nothing is promoted; run: python -m pipeline promote"
 
     def _follow(self) -> None:
         self._retry_at = float("inf")
         tag = None
         try:
-            promotion = read_pointer()
-            if promotion is None and self.served is None:
-                self.promotion = None
-                return
-            if promotion is None:
-                raise StoreError(f"{self._path}: is gone; promote again")
-            tag, self.promotion = promotion.tag, promotion
-            if self.served is None or not _same_model(promotion, self.served.promotion):
-                self._switch_to(promotion)
+            with self._reserve.released():
+                promotion = self._read_pointer()
+                tag = promotion.tag if promotion else None
+                if promotion and (self.served is None or not _same_model(promotion, self.served.promotion)):
+                    self._switch_to(promotion)
+            self._is_uncertain = False
         except Exception as error:  # whatever is wrong with a version, it must not take the service down
-            self._refuse(tag, error)
+            if isinstance(error, PointerUnreadable) or _is_shortage(error):
+                self._stop_answering(tag, error)
+            else:
+                self._is_uncertain = False
+                self._refuse(tag, error)
+        self._metrics.behind(self.is_behind)
+
+    def _read_pointer(self) -> Promotion | None:
+        promotion = read_pointer()
+        if promotion is None and self.served is not None:
+            raise StoreError(f"{self._path}: is gone; promote again")
+        self.promotion = promotion
+        return promotion
 
     def _switch_to(self, promotion: Promotion) -> None:
         began = perf_counter()
@@ -138,6 +183,12 @@ class Promoted(Generic[ServedT]):
         _freeze()
         logger.info("%s answers from now on (loaded in %.0f ms)", promotion.tag, 1000 * (perf_counter() - began))
 
+    def _stop_answering(self, tag: str | None, error: Exception) -> None:
+        if not self._is_uncertain:
+            self.refused = RefusedVersion(tag, f"{type(error).__name__}: {error}", _now())
+            logger.error("nothing is answered until the promoted version can be read: %s", error)
+        self._is_uncertain = True
+
     def _refuse(self, tag: str | None, error: Exception) -> None:
         known = self.refused
         self.refused = RefusedVersion(tag, f"{type(error).__name__}: {error}", _now())
@@ -151,7 +202,12 @@ class Promoted(Generic[ServedT]):
 
     def _fall_back(self, broken: str | None) -> bool:
         """Answer with the last version of the history that passes its checks; False if none does."""
-        for promotion in promotions():
+        try:
+            candidates = promotions()
+        except OSError as error:
+            logger.warning("no version can stand in, as the history cannot be read: %s", error)
+            return False
+        for promotion in candidates:
             if promotion.tag == broken:
                 continue
             try:
@@ -166,9 +222,19 @@ class Promoted(Generic[ServedT]):
 def _signature(path: Path) -> Signature:
     try:
         found = path.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        return (0, 0, -(error.errno or 0))  # reading it will tell
     return (found.st_mtime_ns, found.st_ino, found.st_size)
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _same_model(one: Promotion, other: Promotion) -> bool:

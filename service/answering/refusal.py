@@ -50,7 +50,7 @@ class Refusal(Exception):
 
 def contract_refusal(details: Sequence[Detail]) -> Refusal:
     """Make the 400 of a body that breaks the contract, with the first `MOST_DETAILS` of its details."""
-    many = "" if len(details) <= MOST_DETAILS else f"; the first {MOST_DETAILS} of {len(details)} problems follow"
+    many = "" if len(details) <= MOST_DETAILS else f"; the first {MOST_DETAILS} problems follow"
     return Refusal(400, f"the request breaks the data contract{many}", details[:MOST_DETAILS])
 
 

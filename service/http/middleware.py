@@ -1,7 +1,7 @@
-"""HTTP in, HTTP out, before BentoML's machinery for each request: an ASGI middleware that answers by itself.
+"""Answer HTTP requests in an ASGI middleware, before BentoML's own handling of requests.
 
-BentoML's own path costs several times what the model does. So its public hook, ``Service.add_asgi_middleware``,
-puts this in front: what is hot, or must be refused, is answered here; Swagger and the probes go through.
+That handling costs several times what the model does. So BentoML's public hook, ``Service.add_asgi_middleware``,
+puts this in front of it: the endpoints and all refusals are answered here, only the probes go through to BentoML.
 """
 
 from __future__ import annotations
@@ -21,20 +21,11 @@ from opentelemetry.trace import format_trace_id, get_current_span
 
 from service.answering.core import Core, Version
 from service.answering.refusal import Header, Refusal
-from service.http.edges import (
-    CLOSE,
-    ClientGone,
-    Door,
-    Headers,
-    Receive,
-    RequestIds,
-    Scope,
-    Send,
-    drain,
-    read_body,
-    require_json,
-)
+from service.http.access import ApiKeyAuth, HostCheck
+from service.http.asgi import CLOSE, Application, Headers, Receive, Scope, Send
 from service.http.openapi import openapi
+from service.http.request_body import ClientGone, discard_body, read_body, require_json
+from service.http.request_ids import RequestIds
 from service.records.metrics import CONTENT_TYPE
 
 logger = logging.getLogger("bentoml.credit_risk")
@@ -45,12 +36,6 @@ _PROBES = frozenset({"/livez", "/healthz", "/readyz"})
 
 _BENTOML = frozenset({*_PROBES, "/", "/schema.json"})
 _BENTOML_FILES = "/static_content/"
-
-_DRAINED = 4
-"""A refused body of up to so many times the largest that is taken is still read off its connection."""
-
-_DRAIN_SECONDS = 1.0
-"""For so long; a client that neither sends on nor ends its body is answered after it, and closed."""
 
 _OTHER = "other"
 """Label of all that is no endpoint: unknown paths must not become labels."""
@@ -90,7 +75,7 @@ class FastPath:
     core
         Answers.
     keys
-        API keys; see `service.http.edges.Door`.
+        API keys; see `service.http.access.ApiKeyAuth`.
     describe
         Gives BentoML's own OpenAPI document, which `/docs.json` completes.
     alone
@@ -100,7 +85,7 @@ class FastPath:
 
     def __init__(
         self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        app: Application,
         core: Core,
         keys: tuple[str, ...],
         describe: Callable[[], dict[str, Any]],
@@ -109,7 +94,8 @@ class FastPath:
     ) -> None:
         self._app = app
         self._core = core
-        self._door = Door(keys)
+        self._auth = ApiKeyAuth(keys)
+        self._hosts = HostCheck(core.settings.hosts, with_keys=bool(keys))
         self._ids = RequestIds()
         self._describe = describe
         self._with_keys = bool(keys)
@@ -160,7 +146,8 @@ class FastPath:
         """Find and run the endpoint; None: it is BentoML's to answer."""
         path = scope["path"]
         if path not in _PROBES:
-            self._door.admit(scope, request.headers)
+            self._hosts.check(request.headers)
+            self._auth.check(scope, request.headers)
         methods = self._endpoints.get(path)
         if methods is None:
             if path in _BENTOML or path.startswith(_BENTOML_FILES):
@@ -173,10 +160,10 @@ class FastPath:
         return await endpoint(request)
 
     async def _refused(self, refusal: Refusal, request: Request) -> Answer:
-        headers, limits = refusal.headers, self._core.settings.limits
-        if not request.body_is_read and CLOSE not in headers:
-            most = _DRAINED * limits.batch_body_bytes
-            if not await drain(request.receive, request.headers, most, _DRAIN_SECONDS):
+        headers = refusal.headers
+        if _sends_body(request) and CLOSE not in headers:
+            seconds = self._core.settings.limits.body_seconds
+            if not await discard_body(request.receive, seconds):
                 headers = [*headers, CLOSE]
         return Answer(refusal.body, refusal.status, headers=tuple(headers))
 
@@ -221,6 +208,11 @@ class FastPath:
         if not self._core.settings.bentoml.tracing:
             return ""
         return format_trace_id(get_current_span().get_span_context().trace_id)
+
+
+def _sends_body(request: Request) -> bool:
+    """Whether the client may still be sending a body; one that expects ``100 Continue`` waits to be told to."""
+    return not request.body_is_read and b"expect" not in request.headers
 
 
 async def _send(send: Send, answer: Answer, request_id: str) -> None:

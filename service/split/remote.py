@@ -31,7 +31,7 @@ from service.answering.batcher import Batcher, GatheringBatcher
 from service.answering.core import Case, Core, encoded
 from service.answering.refusal import Header, Refusal
 from service.answering.served_model import Decisions, ServedModel
-from service.http.edges import Receive, Scope, Send
+from service.http.asgi import Receive, Scope, Send
 from service.settings import FrontSettings, ServeSettings
 
 logger = logging.getLogger("bentoml.credit_risk")

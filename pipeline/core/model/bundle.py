@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import StoreError
-from pipeline.core.files import sha256
+from pipeline.core.files import NotRegularFile, access_denied, read_regular_file, sha256
 from pipeline.core.model.encoders import RowEncoder
 from pipeline.core.model.features import Matrix
 from pipeline.core.model.predictor import Predictor
@@ -112,12 +113,33 @@ def open_bundle(folder: Path, digests: Mapping[str, str]) -> Bundle:
 
 
 def _verified(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    if present != set(digests):
-        odd = ", ".join(sorted(present ^ set(digests)))
-        raise StoreError(f"{folder}: its files must be those that were promoted; absent or unexpected: {odd}")
-    contents = {name: (folder / name).read_bytes() for name in digests}
+    try:
+        present = _files_below(folder)
+        if present != set(digests):
+            odd = ", ".join(sorted(present ^ set(digests)))
+            raise StoreError(f"{folder}: its files must be those that were promoted; absent or unexpected: {odd}")
+        contents = {name: _content(folder / name) for name in digests}
+    except PermissionError as error:
+        raise StoreError(access_denied(error)) from error
     for name, content in contents.items():
         if sha256(content) != digests[name]:
             raise StoreError(f"{folder / name}: its sha256 is not the promoted one; restore it, or roll back")
     return contents
+
+
+def _files_below(folder: Path) -> set[str]:
+    """List everything below a folder but folders; unlike `Path.rglob`, fail where it may not be read."""
+
+    def unless_absent(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    parents = os.walk(folder, onerror=unless_absent)
+    return {(Path(parent) / name).relative_to(folder).as_posix() for parent, _, names in parents for name in names}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular_file(path)
+    except NotRegularFile as error:
+        raise StoreError(f"{path}: {error}; restore it, or roll back") from None

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import json
+import os
 import random
+import shutil
+import socket
+import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +23,11 @@ from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, OBJECTS_FILE
 from pipeline.core.promoted import pointer_path, version_home
 from pipeline.promotion.pointer import write_pointer
+from service.answering import follower
 from service.answering.core import Core
 from service.answering.refusal import Refusal
-from tests.serving import Store, make_core
+from tests.test_decision_log import no_free_descriptor
+from tests.testkit.store import Store, make_core
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +127,165 @@ async def test_absent_and_unexpected_files_are_refused(store: Store, example: by
         store.file(2, "extra.bin").write_bytes(b"x")
     store.promote(2)
     assert await answering(core, example) == "credit_risk_model:v1"
+
+
+# What cannot be read at all says nothing: then no version may answer, as another one may be promoted.
+
+
+def move_the_pointer(store: Store, version: int) -> Path:
+    """Write a pointer beside the one that counts; to rename it takes no descriptor."""
+    was = pointer_path().read_bytes()
+    store.promote(version)
+    prepared = pointer_path().with_name("prepared.json")
+    pointer_path().rename(prepared)
+    pointer_path().write_bytes(was)
+    return prepared
+
+
+async def test_without_a_free_descriptor_the_promoted_version_answers(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    assert await answering(core, example) == "credit_risk_model:v1"
+    prepared = move_the_pointer(store, 2)
+    with no_free_descriptor():
+        prepared.rename(pointer_path())
+        assert await answering(core, example) == "credit_risk_model:v2"
+
+
+async def test_if_even_the_reserved_descriptor_is_gone_no_version_answers_until_one_is_free(
+    store: Store, example: bytes
+) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    prepared = move_the_pointer(store, 2)
+    with no_free_descriptor() as taken:
+        core.promoted._reserve._free()  # another thread was faster
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        prepared.rename(pointer_path())
+        for _ in range(2):
+            with pytest.raises(Refusal, match="cannot be read at the moment") as caught:
+                await core.classify(example, "id")
+            assert caught.value.status == 503
+        assert core.version() is None
+        core.show()
+        assert "credit_risk_model_behind 1.0" in core.metrics.exposition().decode()
+        os.close(taken.pop())
+        assert await answering(core, example) == "credit_risk_model:v2"
+    core.show()
+    assert "credit_risk_model_behind 0.0" in core.metrics.exposition().decode()
+
+
+async def test_a_start_without_a_free_descriptor_waits_for_one(store: Store, example: bytes) -> None:
+    store.promote(1)
+    core = make_core()
+    with no_free_descriptor() as taken:
+        core.promoted._reserve._free()
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+        core.start()
+        assert await answering(core, example) == 503
+    assert await answering(core, example) == "credit_risk_model:v1"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "device", "huge"])
+async def test_what_is_no_file_is_refused_at_once(store: Store, example: bytes, kind: str) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    pointer_path().unlink()
+    reason = "not a regular file"
+    match kind:
+        case "fifo":
+            os.mkfifo(pointer_path())
+        case "folder":
+            pointer_path().mkdir()
+        case "device":
+            pointer_path().symlink_to("/dev/zero")
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(pointer_path().parent):
+                listening.bind(pointer_path().name)
+        case "huge":
+            with pointer_path().open("wb") as file:
+                file.truncate(1 << 40)
+            reason = "larger than 1048576 bytes"
+    assert await answering(core, example) == "credit_risk_model:v1"
+    assert reason in core.model()["refused"]["error"]
+
+
+async def test_a_version_with_a_fifo_for_a_file_is_refused_at_once(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    await answering(core, example)
+    store.file(2).unlink()
+    os.mkfifo(store.file(2))
+    store.promote(2)
+    assert await answering(core, example) == "credit_risk_model:v1"
+    assert f"{store.file(2)}: not a regular file" in core.model()["refused"]["error"]
+
+
+@pytest.fixture
+def open_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The store in a folder that every user can reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = shutil.copytree(os.environ["BENTOML_HOME"], Path(folder) / "bentoml")
+        for parent in (Path(folder), home):
+            parent.chmod(0o755)
+        monkeypatch.setenv("BENTOML_HOME", str(home))
+        yield store
+
+
+@contextmanager
+def as_user(number: int) -> Iterator[None]:
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("denied", ["pointer", "models", "version", "file"])
+async def test_a_denied_permission_is_named(open_store: Store, example: bytes, denied: str) -> None:
+    store = open_store
+    store.promote(1)
+    core = make_core()
+    assert await answering(core, example) == "credit_risk_model:v1"
+    store.promote(2)
+    path = {
+        "pointer": pointer_path(),
+        "models": pointer_path().parent,
+        "version": store.file(2).parent,
+        "file": store.file(2),
+    }[denied]
+    mode = path.stat().st_mode
+    path.chmod(0)
+    with as_user(65534):
+        known = denied in {"version", "file"}
+        # A version that cannot be loaded is refused, and the one before answers; without the pointer, none does.
+        assert await answering(core, example) == ("credit_risk_model:v1" if known else 503)
+        error = core.model()["refused"]["error"]
+        path = pointer_path() if denied == "models" else path
+        assert f"{path}: permission denied; user 65534 must be allowed to read it" in error
+    (pointer_path().parent if denied == "models" else path).chmod(mode)
+    store.promote(2)
+    assert await answering(core, example) == "credit_risk_model:v2"
+
+
+async def test_a_worker_that_nobody_asks_follows_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch, example: bytes
+) -> None:
+    monkeypatch.setattr(follower, "_IDLE_SECONDS", 0.01)
+    store.promote(1)
+    core = make_core()
+    core.start()
+    followed = asyncio.Event()
+    monkeypatch.setattr(core.metrics, "swapped", lambda promotion: followed.set())
+    store.promote(2)
+    async with asyncio.timeout(20):
+        await followed.wait()
+    assert core.promoted.served
+    assert core.promoted.served.promotion.version == 2
+    core.close()
 
 
 class Planted:

@@ -6,8 +6,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -29,8 +31,8 @@ from pipeline.promotion.failpoint import VARIABLE
 from pipeline.registry.client import CANDIDATE
 from pipeline.registry.logged_model import DATA, SEED, TEST_SHARE, log_model
 from pipeline.tables.holdout import is_test_row
+from tests.testkit import DATA as TABLE
 
-TABLE = Path(__file__).parent.parent / "data/credit_risk.csv"
 SHARE = 0.2
 
 GOOD, BETTER, THIRD = 1, 2, 3
@@ -121,7 +123,18 @@ class Machine:
             "MLFLOW_TRACKING_URI": self.tracking,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "BENTOML_DO_NOT_TRACK": "True",
+            "CREDIT_RISK_CONF": str(self._patient_conf()),
         }
+
+    def _patient_conf(self) -> Path:
+        """The shipped conf, but a rollback waits for MLflow however busy this computer is."""
+        folder = self.home.with_name(f"{self.home.name}-conf")
+        if not folder.exists():
+            shutil.copytree(TABLE.parents[1] / "conf", folder)
+            text = (folder / "promote.yaml").read_text()
+            text = re.sub(r"(?m)^(alias|rollback)_seconds: \S+", r"\1_seconds: 200.0", text)
+            (folder / "promote.yaml").write_text(text)
+        return folder
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -183,7 +196,7 @@ class Command:
         self.process: BaseProcess = _context().Process(target=_run, args=(arguments, env, str(self._log)))
         self.process.start()
 
-    def wait(self, seconds: float = 60) -> Command:
+    def wait(self, seconds: float = 240) -> Command:
         """Wait for the end of the process."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, "the command did not end"
@@ -197,18 +210,22 @@ class Command:
     @property
     def out(self) -> str:
         """Standard output."""
-        return self._log.with_suffix(".out").read_text()
+        return _text(self._log.with_suffix(".out"))
 
     @property
     def err(self) -> str:
         """Standard error."""
-        return self._log.with_suffix(".err").read_text()
+        return _text(self._log.with_suffix(".err"))
 
     @property
     def data(self) -> dict[str, Any]:
         """What ``--json`` printed."""
         value: dict[str, Any] = json.loads(self.out)
         return value
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""  # the command has not begun
 
 
 _PRELOADED = [
@@ -218,9 +235,13 @@ _PRELOADED = [
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "pipeline.promotion.evidence",
+    "pipeline.promotion.candidates",
+    "pipeline.promotion.following",
+    "pipeline.promotion.judgement",
     "pipeline.promotion.commands",
     "pipeline.promotion.staging",
-    "tests.registry",
+    "pipeline.registry.logged_model",
+    "tests.testkit.registry",
 ]
 
 
@@ -231,6 +252,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(env)
     for descriptor, ending in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -240,6 +262,13 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
     code = main(list(arguments))
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def new_machine(folder: Path, database: Path) -> Machine:

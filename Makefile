@@ -74,7 +74,7 @@ format: setup  ## Rewrite the code in the project's format
 	ruff check --fix .
 
 bench: setup  ## Measure: recipe, training, scoring, serving, faults (needs a quiet machine)
-	for name in recipe training scoring faults serving; do python -m benchmarks.$$name || exit 1; done
+	for name in recipe training scoring faults tricks serving; do python -m benchmarks.$$name || exit 1; done
 
 lock: setup  ## Resolve both locks from pyproject.toml (every version anew: ARGS=--upgrade)
 	uv pip compile pyproject.toml --group dev $(LOCK) $(ARGS) -o requirements.lock

@@ -196,7 +196,13 @@ def _sync(parser: argparse.ArgumentParser) -> None:
 
 def _score(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--input", required=True, type=Path, metavar="FILE", help="CSV, Parquet or folder of Parquet")
+    add(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="CSV (.csv, .csv.gz), Parquet, or a folder of Parquet",
+    )
     add("--output", required=True, type=Path, metavar="FILE", help="CSV or Parquet, by its suffix")
     add("--model", metavar="MODEL", help="promoted (default), models:/NAME/VERSION or runs:/RUN/model")
     _settings_file(parser, "score.yaml")

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from pipeline.core.contract.checks import violations
 from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, positions
 from pipeline.core.contract.schema import Field, Schema
-from pipeline.core.model.encoders import FrameEncoder
-from pipeline.core.model.features import make_vectorizer
 from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
@@ -98,27 +96,3 @@ def test_column_in_chunks_is_one_column() -> None:
     assert names(table) == ["a"]
     assert as_numbers(pick(table, "a")).tolist() == [1, 2, 3]
     assert pick(table, "b") is None
-
-
-def test_encoder_takes_every_representation(applications: pd.DataFrame) -> None:
-    encode = FrameEncoder(SCHEMA, make_vectorizer(SCHEMA)).transform
-    expected = encode(applications)
-    arrow = pa.Table.from_pandas(applications, preserve_index=False)
-    text = pa.table({name: arrow[name].cast(pa.string()) for name in arrow.column_names})
-    coded = pa.table(
-        {
-            name: arrow[name].dictionary_encode() if pa.types.is_large_string(arrow[name].type) else arrow[name]
-            for name in arrow.column_names
-        }
-    )
-    for table in (arrow, text, coded, arrow.to_batches(max_chunksize=5000)[0]):
-        assert table.num_rows == len(expected)
-        np.testing.assert_array_equal(encode(table), expected)
-
-
-def test_long_tables_are_encoded_as_their_parts_are(applications: pd.DataFrame) -> None:
-    encode = FrameEncoder(SCHEMA, make_vectorizer(SCHEMA)).transform
-    frame = pd.concat([applications] * 40, ignore_index=True)  # 178,160 rows: several threads
-    expected = np.tile(encode(applications), (40, 1))
-    np.testing.assert_array_equal(encode(frame), expected)
-    np.testing.assert_array_equal(encode(pa.Table.from_pandas(frame, preserve_index=False)), expected)

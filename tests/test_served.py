@@ -4,17 +4,13 @@ import json
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from pipeline.core.contract.requests import RequestValidators, valid_columns
+from pipeline.core.contract.requests import RequestValidators
 from pipeline.core.contract.schema import Schema, load_schema
-from pipeline.core.model.encoders import FrameEncoder, RowEncoder
-from pipeline.core.model.features import make_vectorizer
 from service.answering.bodies import BodyParser
 from service.answering.core import Core
 from service.answering.refusal import MOST_DETAILS, Refusal
@@ -269,46 +265,3 @@ def outcome(parser: BodyParser, body: bytes) -> list[int]:
 
 def test_an_empty_batch_is_valid(model: ServedModel) -> None:
     assert list(model.parse_many(b"[]")) == []
-
-
-def values() -> st.SearchStrategy[Any]:
-    """Valid and almost valid values."""
-    edges: st.SearchStrategy[Any] = st.sampled_from(
-        [0, -0.0, 1, 18, 0.5, 30.0000000001, 1e300, 2**63, 2**64, -1, True, None, "30", [], {}]
-    )
-    categories = st.sampled_from([name for field in SCHEMA.fields.values() for name in field.categories])
-    return edges | categories | st.integers(-1, 200) | st.floats(allow_nan=False, allow_infinity=False)
-
-
-def almost_valid() -> st.SearchStrategy[list[dict[str, Any]]]:
-    changes = st.dictionaries(st.sampled_from([*SCHEMA.fields, "odd"]), values(), max_size=2)
-    return st.lists(st.builds(lambda changed: {**EXAMPLE, **changed}, changes), max_size=4)
-
-
-@settings(max_examples=500, deadline=None)
-@given(rows=almost_valid(), absent=st.sampled_from([*SCHEMA.fields]))
-def test_the_quick_check_accepts_only_what_the_validator_accepts(rows: list[dict[str, Any]], absent: str) -> None:
-    for row in rows[:1]:
-        row.pop(absent)
-    if valid_columns(rows, SCHEMA) is None:
-        return
-    try:
-        validated = VALIDATORS.batch.validator.validate_json(json.dumps(rows))
-    except ValidationError as error:
-        raise AssertionError(f"accepted too much: {rows}") from error
-    assert validated == rows
-
-
-def test_the_quick_check_accepts_the_shipped_data(rows: list[dict[str, Any]]) -> None:
-    assert valid_columns(rows, SCHEMA) is not None
-
-
-def test_encoding_many_rows_equals_encoding_each(rows: list[dict[str, Any]]) -> None:
-    vectorizer = make_vectorizer(SCHEMA)
-    sparse = [{name: value for name, value in row.items() if value is not None} for row in rows[:500]]
-    for some in (rows, sparse, rows[:1], []):
-        columns = valid_columns(some, SCHEMA)
-        assert columns is not None
-        by_columns = FrameEncoder(SCHEMA, vectorizer).transform_values(columns, len(some))
-        by_rows = RowEncoder(SCHEMA, vectorizer).transform(some)
-        np.testing.assert_array_equal(by_columns.view(np.uint32), by_rows.view(np.uint32))

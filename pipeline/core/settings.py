@@ -107,7 +107,8 @@ def _explain(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
         return f"{where}: unknown key; allowed: {allowed}"
     if detail["type"] == "missing":
         return f"{where}: missing; {_description(model, detail['loc'])}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    # YAML knows lists; that they become tuples here is of no interest to who wrote one.
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list")
     received = "" if isinstance(detail["input"], dict) else f", received {detail['input']!r}"
     return f"{where or 'the file'}: {message}{received}"
 

@@ -1,4 +1,4 @@
-"""A frame in, its training and test side out, by a seeded hash of each row's content."""
+"""Splits rows into a training and a test side, by a seeded hash of each row's content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probability and contributions in, the reasons of a decision out, in the applicant's own terms."""
+"""Explains a decision in the applicant's own terms: contributions of the fields, and adverse reasons."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A few encoded rows in, their probabilities out: XGBoost's own C interface, without the Python around it.
+"""Scores a few encoded rows by XGBoost's documented C interface, without the Python around it.
 
-For a handful of rows `Booster.inplace_predict` spends more time on preparing the call than in it. Meanwhile the
-interpreter's lock is kept: the call is shorter than the wait to get it back from a busy thread.
+`Booster.inplace_predict` takes 126 µs for one row, this 64: 82 % of a lone request. Among 16 connections, whose
+rows are scored together, it saves 5 % of a request (`python -m benchmarks.tricks`). The interpreter's lock is kept
+meanwhile: the call is shorter than the wait to get the lock back from a busy thread.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FLOAT_BYTES = 4
 
 
 class Predictor:
-    """A booster that scores few rows at a time, from any thread.
+    """Scores few rows at a time, from any thread.
 
     Gives what `Booster.inplace_predict` gives, bit for bit.
 
@@ -49,7 +50,7 @@ class Predictor:
         self._last_error.restype = ctypes.c_char_p
 
     def __call__(self, matrix: Matrix) -> Matrix:
-        """Score encoded rows: shape (n, k), float32, C-contiguous → shape (n,), float32.
+        """Score encoded rows of shape (n, k), any layout: probabilities, shape (n,), float32.
 
         Raises
         ------

@@ -13,6 +13,9 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 LOCK := --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url \
 	--no-emit-find-links --quiet
 export PATH := $(BIN):$(PATH)
+# MLflow and BentoML report their usage unless told not to.
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export BENTOML_DO_NOT_TRACK ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train promote rollback status serve ui bento test coverage check docs format bench lock

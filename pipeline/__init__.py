@@ -14,3 +14,9 @@ The journey, in the order in which the modules may import each other::
 
 ``python -m pipeline COMMAND --help`` documents each command.
 """
+
+import os
+
+# MLflow and BentoML report their usage to their makers unless told not to; "false" in a variable allows it.
+for _variable in ("MLFLOW_DISABLE_TELEMETRY", "BENTOML_DO_NOT_TRACK"):
+    os.environ.setdefault(_variable, "true")

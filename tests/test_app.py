@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,12 +129,20 @@ def test_the_documents_are_true(server: Server) -> None:
     assert all(field["description"] and "example" in field for field in application["properties"].values())
     for path in ("/classify", "/classify_batch", "/explain"):
         operation = document["paths"][path]["post"]
-        assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "503"}
+        assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "421", "503"}
         content = operation["requestBody"]["content"]["application/json"]
-        assert server.call(path, content["example"])[0] == 200  # what "Try it out" sends
+        assert server.call(path, content["example"])[0] == 200  # what the page sends
     assert set(document["paths"]["/model"]) == {"get"}
-    _, page, _ = server.call("/")
-    assert "swagger" in page.lower()
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
+    status, page, headers = server.call("/")
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+    assert not re.search(r"(src|href|action)=[\"'](?!/docs.json)|url\(|@import|https?://(?!localhost)", page)
+    for path in ("/static_content/swagger-ui.css", "/static_content/index.css", "/static_content/"):
+        assert server.call(path)[0] == 404
 
 
 def test_the_model_is_told(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The pages that people open, in a real browser: the MLflow UI on the default store, and the service's Swagger."""
+"""The pages that people open, in a real browser: the MLflow UI on the default store and the service's own."""
 
 from __future__ import annotations
 
@@ -52,12 +52,31 @@ def test_mlflow_ui_shows_the_parent_and_its_trials(page: Page, mlflow_ui: str) -
     expect(page.get_by_role("link", name=re.compile("^trial 00[0-2]$"))).to_have_count(3)
 
 
-def test_swagger_try_it_out_works_as_it_stands(page: Page, served: str) -> None:
+def test_the_form_of_the_service_works_as_it_stands(page: Page, served: str) -> None:
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: wrong.append(message.text))
     page.goto(served)
-    operation = page.locator(".opblock", has_text="/classify").first
-    operation.locator(".opblock-summary").first.click()
-    operation.get_by_role("button", name="Try it out").click()
-    operation.get_by_role("button", name="Execute").click()
-    answer = operation.locator(".live-responses-table .response-col_description code").first
-    expect(answer).to_contain_text("Status")
-    assert json.loads(answer.inner_text())["Status"] in {"APPROVED", "MAYBE", "DECLINED"}
+    expect(page.locator("#body")).to_have_value(re.compile("income"))
+    expect(page.locator("#curl")).to_contain_text(f"curl {served}/classify")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("status")).to_contain_text("200")
+    answer = json.loads(page.get_by_label("Answer").inner_text())
+    assert answer["Status"] in {"APPROVED", "MAYBE", "DECLINED"}
+    page.get_by_label("Endpoint").select_option("/explain")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_label("Answer")).to_contain_text("contributions")
+    assert all(url.startswith(served) for url in asked)
+    assert [text for text in wrong if "favicon" not in text] == []
+
+
+def test_the_form_sends_the_key_of_a_guarded_service(page: Page, promoted: Project) -> None:
+    with promoted.serve(CREDIT_RISK_API_KEYS="secret") as url:
+        page.goto(url)
+        expect(page.get_by_role("status")).to_contain_text("401")
+        page.get_by_label("API key").fill("secret")
+        page.get_by_role("button", name="Load the example").click()
+        expect(page.locator("#body")).to_have_value(re.compile("income"))
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_label("Answer")).to_contain_text("Status")

@@ -24,6 +24,7 @@ from service.answering.refusal import Header, Refusal
 from service.http.access import ApiKeyAuth, HostCheck
 from service.http.asgi import CLOSE, Application, Headers, Receive, Scope, Send
 from service.http.openapi import openapi
+from service.http.page import HEADERS, PAGE
 from service.http.request_body import ClientGone, discard_body, read_body, require_json
 from service.http.request_ids import RequestIds
 from service.records.metrics import CONTENT_TYPE
@@ -34,8 +35,8 @@ _JSON = b"application/json"
 _PROBES = frozenset({"/livez", "/healthz", "/readyz"})
 """Open to everybody: a probe carries no key and learns nothing."""
 
-_BENTOML = frozenset({*_PROBES, "/", "/schema.json"})
-_BENTOML_FILES = "/static_content/"
+_NEED_NO_KEY = frozenset({*_PROBES, "/"})
+_BENTOML = frozenset({*_PROBES, "/schema.json"})
 
 _OTHER = "other"
 """Label of all that is no endpoint: unknown paths must not become labels."""
@@ -140,6 +141,7 @@ class FastPath:
             "/model": {"GET": self._model},
             "/metrics": {"GET": self._metrics},
             "/docs.json": {"GET": self._docs},
+            "/": {"GET": self._page},
         }
 
     async def _answer(self, scope: Scope, request: Request) -> Answer | None:
@@ -147,12 +149,13 @@ class FastPath:
         path = scope["path"]
         if path not in _PROBES:
             self._hosts.check(request.headers)
+        if path not in _NEED_NO_KEY:
             self._auth.check(scope, request.headers)
         methods = self._endpoints.get(path)
         if methods is None:
-            if path in _BENTOML or path.startswith(_BENTOML_FILES):
+            if path in _BENTOML:
                 return None
-            raise Refusal(404, "no such path; GET / shows those that there are")
+            raise Refusal(404, "no such path; GET / lists the paths")
         endpoint = methods.get(scope["method"])
         if endpoint is None:
             allowed = ", ".join(methods)
@@ -189,6 +192,9 @@ class FastPath:
     async def _docs(self, _: Request) -> Answer:
         document = openapi(self._describe(), self._core, with_keys=self._with_keys)
         return Answer(orjson.dumps(document))
+
+    async def _page(self, _: Request) -> Answer:
+        return Answer(PAGE, content_type=b"text/html; charset=utf-8", headers=HEADERS)
 
     def _answering(self) -> Version:
         """Give what answers, after one look at the promoted pointer in a turn of the event loop.

@@ -1,7 +1,7 @@
-"""BentoML's OpenAPI document in, one that is true about every answer out.
+"""Complete BentoML's OpenAPI document, so that it is true about every request and answer.
 
-BentoML knows neither the contract of the version that answers, which may change with a promotion, nor the answers
-of the middleware in front of it.
+BentoML knows neither the contract of the serving version, which may change with a promotion, nor the answers of
+the middleware in front of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _ERRORS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON in UTF-8.",
-    503: "Nothing is promoted yet, or too many requests are under way: see `Retry-After`.",
+    421: "The Host header names another host.",
+    503: "Nothing is promoted yet, or too many requests are in progress: see `Retry-After`.",
 }
 _REASONS: Document = {
     "type": "array",
@@ -40,7 +41,7 @@ _TAG = {"type": "string", "example": "credit_risk_model:v3"}
 
 
 def openapi(document: Document, core: Core, *, with_keys: bool) -> Document:
-    """Complete BentoML's document for the version that answers now."""
+    """Complete BentoML's document for the serving version."""
     schema = _contract(core)
     components = document["components"]
     components["schemas"] = {
@@ -69,7 +70,7 @@ def openapi(document: Document, core: Core, *, with_keys: bool) -> Document:
 
 
 def _contract(core: Core) -> Schema | None:
-    """The contract of what answers; while nothing does, the shipped one."""
+    """Give the contract of the serving version; if there is none, the configured one."""
     version = core.version()
     if version is not None:
         return version.model.schema

@@ -14,6 +14,7 @@ from pipeline.core.machine import available_cores
 from pipeline.core.settings import conf_folder
 from service.http.edges import LOOPBACK, configured_keys
 from service.http.port import require_free_port
+from service.processes import end_with_supervisor, supervise
 from service.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class LeanService(bentoml.Service[Any]):
         """
         super().inject_config()
         require_free_port()
+        supervise()
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """Build the application that a worker serves."""
+        end_with_supervisor()
         app = super().to_asgi(is_main=is_main)
         unwanted = {"OpenTelemetryMiddleware"} if not SETTINGS.bentoml.tracing else set()
         if SETTINGS.bentoml.timeout_seconds is None:

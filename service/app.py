@@ -14,6 +14,7 @@ from pipeline.core.machine import available_cores
 from pipeline.core.settings import conf_folder
 from service.http.access import LOOPBACK, configured_keys
 from service.http.port import require_free_port
+from service.processes import end_with_supervisor, supervise
 from service.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ class LeanService(bentoml.Service[Any]):
         """
         super().inject_config()
         require_free_port()
+        supervise()
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """Build the application that a worker serves, as the last step before uvicorn is configured."""
         from service.http.connections import install
 
         install(SETTINGS.limits, SETTINGS.proxies)
+        end_with_supervisor()
         app = super().to_asgi(is_main=is_main)
         app.user_middleware = [one for one in app.user_middleware if one.cls not in _unwanted()]
         return app

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
 from pipeline.core.policy import STATUSES
-from pipeline.core.record import DECISION_FILE, DecisionRecord, decision_log_settings
+from pipeline.core.record import DECISION_FILE, decision_log_settings
+from pipeline.monitoring.decision_record import DecisionRecord
 from pipeline.monitoring.request import DecisionsRequest
 from pipeline.report import Report
 from pipeline.tables.sinks import open_sink

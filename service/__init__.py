@@ -1,7 +1,7 @@
 """The service that answers with the promoted version.
 
 ``bentoml serve service:svc``, or plain ``bentoml serve``: everything in each worker, the default.
-``bentoml serve service:front``: the booster in processes of its own, see docs/scaling.md.
+``bentoml serve service:front``: the booster in processes of its own, see docs/service-scaling.md.
 """
 
 from service.app import svc

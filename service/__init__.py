@@ -1,7 +1,7 @@
 """The BentoML service; ``bentoml serve`` loads this package.
 
 ``bentoml serve service:svc``, or plain ``bentoml serve``: everything in each worker, the default.
-``bentoml serve service:front``: the booster in processes of its own, see docs/scaling.md.
+``bentoml serve service:front``: the booster in processes of its own, see docs/service-scaling.md.
 """
 
 from bentoml._internal.utils.analytics.usage_stats import do_not_track

@@ -28,7 +28,7 @@ from pipeline.core.policy import Policy
 from pipeline.core.promoted import MODEL_NAME, Promotion, version_home
 from pipeline.core.settings import conf_folder
 from service.answering.batcher import Batcher, GatheringBatcher
-from service.answering.core import Case, Core, encoded
+from service.answering.core import Core, PendingApplication, encoded
 from service.answering.refusal import Header, Refusal
 from service.answering.served_model import Decisions, ServedModel
 from service.http.asgi import Receive, Scope, Send
@@ -240,9 +240,9 @@ class FrontCore(Core):
             return False
         return True
 
-    def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
-        async def answer(cases: Sequence[Case]) -> list[bytes]:
-            return self._answers(model, cases, await self._decide_many(model, encoded(model, cases)))
+    def _batcher(self, model: ServedModel) -> Batcher[PendingApplication, bytes]:
+        async def answer(pending: Sequence[PendingApplication]) -> list[bytes]:
+            return self._answers(model, pending, await self._decide_many(model, encoded(model, pending)))
 
         return GatheringBatcher(answer, self.settings.micro_batch_rows, self.settings.front.calls)
 

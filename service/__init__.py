@@ -4,7 +4,19 @@
 ``bentoml serve service:front``: the booster in processes of its own, see docs/scaling.md.
 """
 
-from service.app import svc
-from service.split.services import front
+from __future__ import annotations
 
-__all__ = ["front", "svc"]
+from typing import Any
+
+from service.app import svc
+
+__all__ = ["svc"]
+
+
+def __getattr__(name: str) -> Any:
+    """Declare ``front`` when it is asked for: nobody else needs what it consists of."""
+    if name != "front":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from service.split.services import front
+
+    return front

@@ -20,8 +20,8 @@ SUPERVISOR = "CREDIT_RISK_SUPERVISOR"
 """Environment variable by which workers learn whose they are."""
 
 _CHECK_SECONDS = 1
-"""How often the supervisor looks for workers that have died. With BentoML's 10 seconds, clients wait up to 10 of the
-13 until the next answer for that alone, after all workers were killed; the rest is a worker's start."""
+"""How often the supervisor looks for workers that have died. With BentoML's 10 seconds, clients wait up to 10 of
+the 13 until the next answer for that alone, after all workers were killed; the rest is a worker's start."""
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux' ``prctl``: the signal that a process gets when its parent ends."""

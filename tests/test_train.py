@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +259,18 @@ def test_what_cannot_be_trained_is_refused_in_one_message_and_nothing_is_logged(
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def opened_run(
+    study: str, *, lock: str | None = None, heartbeat: float = 10, stale_after: float = 60
+) -> AbstractContextManager[mlflow.ActiveRun]:
+    """Open the parent run of a training."""
+    return parent_run("ignored", study, lock=lock, heartbeat=heartbeat, stale_after=stale_after)
+
+
 def test_a_training_that_fails_is_not_logged_as_finished(
     tracking_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
-    with pytest.raises(ZeroDivisionError), parent_run("ignored", "failing") as run:
+    with pytest.raises(ZeroDivisionError), opened_run("failing") as run:
         raise ZeroDivisionError
     assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
     assert mlflow.get_experiment(run.info.experiment_id).name == "tests"
@@ -278,7 +285,7 @@ def test_a_training_ends_the_killed_runs_of_its_own_study_only(
     killed, beside = (
         client.create_run(experiment, tags={"study": name}).info.run_id for name in ("mine", "other")
     )
-    with parent_run("ignored", "mine") as run:
+    with opened_run("mine") as run:
         assert client.get_run(killed).info.status == "KILLED"
         assert client.get_run(beside).info.status == "RUNNING"
         assert client.get_run(run.info.run_id).info.status == "RUNNING"
@@ -392,7 +399,7 @@ ALL_FOUR = [(f"trial {number:03d}", "FINISHED") for number in range(4)]
 
 
 def test_trials_are_written_when_the_server_is_back(away: Door, trials: list[optuna.trial.FrozenTrial]) -> None:
-    with parent_run("ignored", "away") as run:
+    with opened_run("away") as run:
         writer = TrialWriter(run, "away")
         away.lost.clear()
         away.state = "shut"
@@ -417,14 +424,14 @@ def test_a_server_that_stays_away_is_reported_and_waited_for_no_longer_than_aske
         writer.put(trial)
     with pytest.raises(TrackingError, match=r"4 trials are not written .*run the same command again"):
         writer.close(0.5)
-    with pytest.raises(TrackingError, match="MLflow must answer"), parent_run("ignored", "gone"):
+    with pytest.raises(TrackingError, match="MLflow must answer"), opened_run("gone"):
         pass
 
 
 def test_no_trial_is_written_twice_when_answers_are_lost(
     away: Door, trials: list[optuna.trial.FrozenTrial]
 ) -> None:
-    with parent_run("ignored", "lost") as run:
+    with opened_run("lost") as run:
         writer = TrialWriter(run, "lost")
         writer.put(trials[0])
         while children(run) != ALL_FOUR[:1]:

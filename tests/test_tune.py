@@ -149,7 +149,11 @@ def test_a_study_of_the_release_before_goes_on_with_the_folds_it_began_with(tmp_
 
 
 def test_a_study_that_another_process_drives_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(ConfigError, match="another one holds it"), opened(tmp_path):
+    with (
+        opened(tmp_path),
+        pytest.raises(ConfigError, match="another process is driving study s"),
+        opened(tmp_path),
+    ):
         pass
 
 

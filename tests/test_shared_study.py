@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core.errors import ConfigError
@@ -39,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, database: str) -> Project:
     changes |= {"heartbeat": 1, "stale_after": 3}
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
     # Its tables are made before two processes use it at once: SQLite is one person's tracking store.
-    project.run("python", "-c", "import mlflow; mlflow.set_experiment('credit_risk')")
+    tracking(project).create_experiment("credit_risk", artifact_location=(project.folder / "mlruns").as_uri())
     return project
 
 
@@ -182,18 +183,16 @@ def trials(database: str, study: str, *states: TrialState) -> list[FrozenTrial]:
 
 def status(project: Project, run_id: str) -> str:
     """Status of an MLflow run."""
-    return _mlflow(project, f"client.get_run({run_id!r}).info.status")[0]
+    return str(tracking(project).get_run(run_id).info.status)
 
 
 def children(project: Project, run_id: str) -> list[str]:
     """Names of the finished trials of a parent run."""
     condition = f"tags.`mlflow.parentRunId` = '{run_id}' AND status = 'FINISHED'"
-    return _mlflow(
-        project, f"*sorted(r.info.run_name for r in client.search_runs(['1'], {json.dumps(condition)}))"
-    )
+    experiment = tracking(project).get_run(run_id).info.experiment_id
+    return sorted(run.info.run_name for run in tracking(project).search_runs([experiment], condition))
 
 
-def _mlflow(project: Project, expression: str) -> list[str]:
-    code = f"import json, mlflow; client = mlflow.MlflowClient(); print(json.dumps([{expression}]))"
-    found: list[str] = json.loads(project.run("python", "-c", code).stdout.splitlines()[-1])
-    return found
+def tracking(project: Project) -> MlflowClient:
+    """The project's tracking store."""
+    return MlflowClient(f"sqlite:///{project.folder}/mlflow.db")

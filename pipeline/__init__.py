@@ -1,16 +1,15 @@
-"""Credit risk from raw rows to a promoted model, one module a step.
+"""Credit risk, from raw rows to a promoted model.
 
-The journey, in the order in which the modules may import each other::
+The packages, from the top down; each imports only what stands below it::
 
-    config, schema   conf/*.yaml become frozen settings and the data contract
-    ingest, split    a file becomes a validated frame, then train and test by content hash
-    features         rows or frames become one dense float32 matrix through a DictVectorizer
-    tune, train      an Optuna study becomes the best parameters, then a logged model version
-    evaluate         labels and probabilities become metrics and figures
-    gate, store      a candidate is judged, then stands verified in the BentoML store
-    pointer, promote the promoted version is one atomic fact, with its history
-    score            a table becomes decisions, in bulk
-    decisions        what the service decided becomes a table
+    __main__        the commands: flags, one step, a report
+    training        tune, train, evaluate and register a candidate
+    promotion       judge a candidate, promote it, roll back, follow MLflow
+    scoring         decide on every row of a table
+    monitoring      read what the service decided
+    packaging       build the Bento that serves
+    tables, registry, evaluation, cluster    what several commands share
+    core            all that deciding on an application needs; the service imports this and nothing else
 
 ``python -m pipeline COMMAND --help`` documents each command.
 """

@@ -145,12 +145,12 @@ def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
         assert server.call(path)[0] == 404
 
 
-def test_the_model_is_told(server: Server) -> None:
-    _, told, _ = server.call("/model")
-    assert told["promoted"] == told["loaded"]
-    assert told["loaded"]["tag"] == "credit_risk_model:v1"
-    assert told["refused"] is None
-    assert "by" not in told["promoted"]
+def test_the_model_is_shown(server: Server) -> None:
+    _, shown, _ = server.call("/model")
+    assert shown["promoted"] == shown["loaded"]
+    assert shown["loaded"]["tag"] == "credit_risk_model:v1"
+    assert shown["refused"] is None
+    assert "by" not in shown["promoted"]
 
 
 def metrics_of(server: Server) -> dict[str, float]:
@@ -184,6 +184,22 @@ def test_metrics_count_what_was_answered(server: Server, rows: list[dict[str, An
     assert len(info) == 1
     assert 'model="credit_risk_model:v1"' in info[0]
     assert not any("nowhere" in name for name in after)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_bentomls_middlewares_are_in_the_path_only_if_they_are_on(
+    on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = changed_conf(
+        tmp_path, bentoml__tracing=on, bentoml__timeout_seconds=5 if on else None, bentoml__access_log=on
+    )
+    script = "from service import svc; print(*(one.cls.__name__ for one in svc.to_asgi().user_middleware))"
+    monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=120)
+    removable = ["OpenTelemetryMiddleware", "AccessLogMiddleware", "TimeoutMiddleware"]
+    assert done.stdout.split() == [*(removable if on else []), "fast_path", "ContextMiddleware"]
 
 
 def test_bentomls_probes_and_metrics_format(server: Server) -> None:
@@ -234,7 +250,7 @@ def wait_for(read: Any, rows: int) -> Any:
         ([], {"BENTOML_CONFIG_OPTIONS": "services.credit_risk_classifier.http.port={port}"}),
     ],
 )
-def test_a_port_in_use_is_told_in_one_line_and_its_server_goes_on_counting(
+def test_a_port_in_use_is_reported_in_one_line_and_its_server_keeps_counting(
     server: Server, arguments: list[str], environment: dict[str, str]
 ) -> None:
     server.call("/classify", EXAMPLE)
@@ -249,8 +265,8 @@ def test_a_port_in_use_is_told_in_one_line_and_its_server_goes_on_counting(
     )
     assert second.returncode == 1
     (line,) = second.stderr.splitlines()
-    assert f"port {server.port} of 127.0.0.1: the service must be able to listen there" in line
-    assert "received: Address already in use; stop what has the port, or give another --port" in line
+    assert f"cannot listen on 127.0.0.1:{server.port}: address already in use." in line
+    assert "or pass --port" in line
     assert counted.items() <= metrics_of(server).items()
 
 

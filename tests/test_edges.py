@@ -227,7 +227,7 @@ def test_overload_is_answered_at_once(tmp_path: Path, store: Store, monkeypatch:
         assert set(result.statuses) == {200, 503}
         assert result.failures == 0
         (refused, *_) = [body for _, _, status, body in result.answers if status == 503]
-        assert "under way" in json.loads(refused)["error"]
+        assert "in progress" in json.loads(refused)["error"]
         assert server.call("/classify", raw=BODY)[0] == 200  # and nothing stays taken
         assert {server.call("/classify", raw=b"{}")[0] for _ in range(10)} == {400}
         assert server.call("/classify", raw=BODY)[0] == 200

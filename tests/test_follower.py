@@ -21,13 +21,17 @@ import pytest
 from pipeline.core.contract.schema import Schema
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import BOOSTER_FILE, OBJECTS_FILE
+from pipeline.core.policy import Policy
 from pipeline.core.promoted import pointer_path, version_home
+from pipeline.monitoring.log_reader import read_decisions
 from pipeline.promotion.pointer import write_pointer
 from service.answering import follower
 from service.answering.core import Core
 from service.answering.refusal import Refusal
+from service.settings import ServeSettings
 from tests.test_decision_log import no_free_descriptor
-from tests.testkit.store import Store, make_core
+from tests.testkit.projects import changed_conf
+from tests.testkit.store import Store, log_odds, make_core
 
 pytestmark = pytest.mark.anyio
 
@@ -393,3 +397,40 @@ async def test_the_old_version_is_released(store: Store, example: bytes) -> None
     await answering(core, example)
     gc.collect()
     assert old() is None
+
+
+# Version and record of one answer belong together, whatever is promoted meanwhile.
+
+
+async def test_an_explanation_is_of_the_version_that_gave_the_answer(store: Store, example: bytes) -> None:
+    core = make_core()
+    store.promote(1)
+    under_way = asyncio.create_task(core.explain(example, "first"))
+    await asyncio.sleep(0)  # it has taken hold of a version, and waits to be scored
+    store.promote(2)
+    after = json.loads(await core.explain(example, "second"))
+    before = json.loads(await under_way)
+    assert (before["model"], after["model"]) == ("credit_risk_model:v1", "credit_risk_model:v2")
+    for answer in (before, after):
+        contributions = sum(answer["contributions"].values())
+        assert answer["log_odds"] == pytest.approx(answer["bias"] + contributions, abs=1e-5)
+        assert answer["log_odds"] == pytest.approx(log_odds(answer["probability"]), abs=1e-5)
+    assert before["log_odds"] != pytest.approx(after["log_odds"], abs=1e-3)
+
+
+async def test_rows_of_a_large_batch_are_counted_through_in_the_decision_log(
+    store: Store, schema: Schema, tmp_path: Path
+) -> None:
+    conf = changed_conf(tmp_path)
+    core = Core(ServeSettings.load(conf / "serve.yaml"), Policy.load(conf / "policy.yaml"), tmp_path)
+    store.promote(1)
+    core.start()
+    number = 2500
+    rows = [{**schema.example(), "age": 20 + row % 60} for row in range(number)]
+    answers = json.loads(await core.classify_batch(json.dumps(rows).encode(), "one batch"))
+    core.close()
+    logged = read_decisions(tmp_path / "decisions").frame.sort_values("row")
+    assert logged["row"].tolist() == list(range(number))
+    assert logged["input.age"].tolist() == [row["age"] for row in rows]
+    assert logged["probability"].tolist() == [answer["probability"] for answer in answers]
+    assert set(logged["request_id"]) == {"one batch"}

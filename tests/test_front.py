@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from benchmarks.endurance import Switch, stale_answers
 from benchmarks.load import LoadResult, await_answers, request, under_load
 from benchmarks.rounds import failed_requests
 from pipeline.core.contract.schema import Schema
-from pipeline.core.errors import StoreError
 from pipeline.core.model.bundle import open_bundle
 from pipeline.core.model.encoders import RowEncoder
 from pipeline.core.policy import Policy
@@ -28,7 +28,8 @@ from service.answering.batcher import GatheringBatcher
 from service.answering.core import Core
 from service.answering.refusal import Refusal
 from service.settings import ServeSettings
-from service.split.remote import Versions, version_name
+from service.split.protocol import TOKEN_VARIABLE, version_name
+from service.split.scorer import LoadedVersions
 from tests.testkit.projects import changed_conf
 from tests.testkit.servers import Server, receive
 from tests.testkit.store import promote, put_in_store, quick_booster, rows_of, serving
@@ -127,6 +128,18 @@ def test_an_answer_names_the_version_that_scored_it_though_another_is_promoted_m
     assert front.call("/classify", rows[0])[1]["probability"] == said[versions[1].tag][0]
 
 
+def test_front_and_scorer_share_a_secret_of_this_server(front: Server) -> None:
+    processes = psutil.Process(front.process.pid).children(recursive=True)
+    tokens = {
+        process.environ()[TOKEN_VARIABLE]
+        for process in processes
+        if "_bentoml_impl.worker.service" in process.cmdline()
+    }
+    (secret,) = tokens
+    assert len(secret) > 30
+    assert secret != os.environ.get(TOKEN_VARIABLE)
+
+
 def test_scorer_that_dies_under_load_costs_no_request(
     front: Server, applications: pd.DataFrame, schema: Schema
 ) -> None:
@@ -160,9 +173,9 @@ def test_scorer_that_hangs_is_told_within_the_patience(
 
 def test_scorer_opens_no_folder_but_that_of_a_version(versions: list[Promotion]) -> None:
     outside = versions[0].model_copy(update={"tag": "credit_risk_model:../../elsewhere"})
-    with pytest.raises(StoreError, match="credit_risk_model:vN"):
-        Versions().bundle(version_name(outside))
-    assert Versions().bundle(version_name(versions[0])).schema.name == "credit_risk_application"
+    with pytest.raises(ValueError, match="credit_risk_model:vN"):
+        LoadedVersions().bundle(version_name(outside))
+    assert LoadedVersions().bundle(version_name(versions[0])).schema.name == "credit_risk_application"
 
 
 def test_gathering_batcher_answers_every_item_in_batches_of_the_limit() -> None:

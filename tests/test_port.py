@@ -22,7 +22,9 @@ def serve(host: str, port: int, command: str = "serve") -> None:
 def test_a_port_is_refused_only_while_another_listens(host: str, listens: str) -> None:
     with _listening(listens) as other:
         port = other.getsockname()[1]
-        with pytest.raises(bentoml.exceptions.BentoMLException, match=f"port {port} of {host}: .* in use"):
+        with pytest.raises(
+            bentoml.exceptions.BentoMLException, match=f"cannot listen on {host}:{port}: .* in use"
+        ):
             serve(host, port)
     serve(host, port)
 

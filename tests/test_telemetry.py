@@ -66,6 +66,13 @@ def noted(calls: Path) -> str:
     return calls.read_text() if calls.exists() else ""
 
 
+def outside_pytest(folder: Path) -> dict[str, str]:
+    """Variables of a process that finds no sign of a test: MLflow would be quiet in one."""
+    found = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    found.pop("PYTEST_CURRENT_TEST", None)
+    return found
+
+
 def test_the_recorder_notes_what_bentoml_would_report(calls: Path) -> None:
     subprocess.run([sys.executable, "-m", "bentoml", "models", "list"], timeout=120, check=True)
     assert "bentoml" in noted(calls)
@@ -82,14 +89,21 @@ def test_the_service_reports_nothing(
     assert noted(calls) == ""
 
 
+def test_the_recorder_notes_what_mlflow_would_report(calls: Path, tmp_path: Path) -> None:
+    script = "import mlflow; mlflow.create_experiment('loud'); mlflow.telemetry.get_telemetry_client().flush()"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=outside_pytest(tmp_path), check=True)
+    assert "mlflow" in noted(calls)
+
+
 def test_the_commands_report_nothing(calls: Path, tmp_path: Path, store: Store) -> None:
     store.promote(1)
     script = (
         "import pipeline, mlflow\n"
         "mlflow.create_experiment('quiet')\n"
         "with mlflow.start_run(): mlflow.log_param('a', 1)\n"
+        "assert mlflow.telemetry.get_telemetry_client() is None\n"
     )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment = outside_pytest(tmp_path)
     for arguments in (["-c", script], ["-m", "pipeline", "status"]):
         subprocess.run([sys.executable, *arguments], cwd=PROJECT, env=environment, timeout=200, check=True)
     assert noted(calls) == ""

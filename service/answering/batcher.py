@@ -1,4 +1,4 @@
-"""Applications that arrived close together in, one call of the booster for all of them out."""
+"""Collect applications that arrive close together, and score them in one call of the booster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ItemT_contra = TypeVar("_ItemT_contra", contravariant=True)
 
 
 class Batcher(Protocol[_ItemT_contra, AnswerT]):
-    """Whatever answers single items, many at a time."""
+    """Answers items one by one for its callers, but computes many at a time."""
 
     def submit(self, item: _ItemT_contra, /) -> asyncio.Future[AnswerT]:
         """Put an item into a batch; await the result for its answer."""
@@ -20,18 +20,18 @@ class Batcher(Protocol[_ItemT_contra, AnswerT]):
 
 
 class MicroBatcher(Generic[ItemT, AnswerT]):
-    """Collects as long as each turn of the event loop brings more: nobody waits for company that is not there.
+    """Collects as long as each turn of the event loop brings more, and waits for nothing else.
 
-    Scoring one application costs 75 µs and sixteen 100 µs, so under load a call serves all that is there; a lone
-    request is scored in the next turn. BentoML's own batching waits for a window, which for a model as small as
-    this one costs more than it saves.
+    Scoring one application costs 75 µs and sixteen 100 µs, so under load one call serves all that have arrived; a
+    lone request is scored in the next turn. BentoML's own batching waits for a window, which costs more than it
+    saves for a model as small as this one.
 
     Parameters
     ----------
     answer
         Answers a batch: one answer an item, in order.
     limit
-        Items in one batch at most.
+        Maximum items in one batch.
     """
 
     def __init__(self, answer: Callable[[Sequence[ItemT]], Sequence[AnswerT]], limit: int) -> None:
@@ -67,16 +67,16 @@ class MicroBatcher(Generic[ItemT, AnswerT]):
 
 
 class GatheringBatcher(Generic[ItemT, AnswerT]):
-    """Collects while calls are under way, and sends what has gathered with the next: for calls that take time.
+    """Collects while calls are in progress and sends what has gathered with the next, for calls that take time.
 
     Parameters
     ----------
     answer
         Answers a batch: one answer an item, in order.
     limit
-        Items in one batch at most.
+        Maximum items in one batch.
     calls
-        Batches under way at once.
+        Maximum batches in progress.
     """
 
     def __init__(

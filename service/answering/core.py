@@ -1,4 +1,4 @@
-"""Bodies of requests in, bytes of answers out: what every way into the service shares, HTTP or in-process."""
+"""Answer requests with the promoted version, for callers over HTTP and in this process alike."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from service.settings import ServeSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One application on its way through the micro-batcher."""
+class PendingApplication:
+    """An application that waits to be scored."""
 
     application: Application
     request_id: str
@@ -37,13 +37,13 @@ class Case:
 
 
 class Version:
-    """A version that answers, with the batcher that scores for it and no other.
+    """A loaded version, with a batcher of its own.
 
-    A request keeps the version that it took hold of; so its contract, its encoder and its booster belong together,
-    and the version lives as long as its last request.
+    A request keeps the version that it started with. So its contract, encoder and booster belong together, and the
+    version lives as long as its last request.
     """
 
-    def __init__(self, model: ServedModel, batcher: Batcher[Case, bytes]):
+    def __init__(self, model: ServedModel, batcher: Batcher[PendingApplication, bytes]):
         self.model = model
         self.batcher = batcher
 
@@ -54,7 +54,7 @@ class Version:
 
 
 class Core:
-    """Answers requests with whatever is promoted at that moment.
+    """Answers requests with the version that is promoted at that moment.
 
     Parameters
     ----------
@@ -76,26 +76,26 @@ class Core:
         self.promoted: PointerFollower[Version] = PointerFollower(
             self._prepare, settings.retry_refused_seconds, self.metrics
         )
-        self.batches = Slots(settings.limits.batches, settings.limits.retry_after_seconds)
-        """To be held by whoever reads or answers a batch request: those are large."""
+        self.batches = ConcurrencyLimit(settings.limits.batches, settings.limits.retry_after_seconds)
+        """Entered before the body of a batch request is read: those are large."""
         self._parsing = asyncio.Lock()
         """Held while a batch is parsed: several at once would each take their part of every turn of the loop."""
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="batch scorer")
-        self._requests = Slots(settings.limits.requests, settings.limits.retry_after_seconds)
+        self._requests = ConcurrencyLimit(settings.limits.requests, settings.limits.retry_after_seconds)
 
     def start(self) -> None:
-        """Load what is promoted and begin to record decisions."""
+        """Load the promoted version and start recording decisions."""
         self.promoted.start()
         self.decision_log.start()
 
     def close(self) -> None:
-        """Record what was decided, to the last."""
+        """Stop, after recording every decision."""
         self.promoted.close()
         self._scorer.shutdown(wait=False, cancel_futures=True)
         self.decision_log.close()
 
     def answering(self) -> Version:
-        """Give what answers now, or raise the `Refusal` 503."""
+        """Return the serving version, or raise the `Refusal` 503."""
         version = self.promoted.current()
         if version is None:
             raise self._nothing_answers()
@@ -109,22 +109,22 @@ class Core:
         Parameters
         ----------
         version
-            Of `answering`, for callers that have it.
+            What `answering` returned, for callers that have it.
 
         Raises
         ------
         Refusal
-            400 the body breaks the contract; 503 nothing is promoted, or too much is under way.
+            400 the body breaks the contract; 503 nothing is promoted, or too many requests are in progress.
         """
         version = version or self.answering()
         application = version.model.parse(body)
         with self._requests:
-            return await version.batcher.submit(Case(application, request_id, trace_id))
+            return await version.batcher.submit(PendingApplication(application, request_id, trace_id))
 
     async def classify_batch(
         self, body: bytes, request_id: str, trace_id: str = "", version: Version | None = None
     ) -> bytes:
-        """Decide on an array of applications, all by one version: the JSON array of answers, all or nothing."""
+        """Decide on an array of applications, all by one version and all or none: the JSON array of answers."""
         model = (version or self.answering()).model
         answers: list[bytes] = []
         for part in await self._parsed(model, body):
@@ -143,16 +143,16 @@ class Core:
         version = version or self.answering()
         application = version.model.parse(body)
         with self._requests:
-            answer = await version.batcher.submit(Case(application, request_id, trace_id))
+            answer = await version.batcher.submit(PendingApplication(application, request_id, trace_id))
             return orjson.dumps({**orjson.loads(answer), **version.model.explanation(application)})
 
     def model(self) -> dict[str, Any]:
-        """Tell what is promoted, what answers in this worker, and what was refused last."""
+        """Describe what is promoted, what this worker serves, and which version was refused last."""
         version, promoted = self.promoted.current(), self.promoted
         refused = promoted.refused
         return {
-            "promoted": _told(promoted.promotion),
-            "loaded": _told(version.promotion) if version else None,
+            "promoted": _public_fields(promoted.promotion),
+            "loaded": _public_fields(version.promotion) if version else None,
             "loaded_at": promoted.loaded_at,
             "schema": version.model.schema.digest if version else None,
             "swaps": promoted.swaps,
@@ -160,11 +160,11 @@ class Core:
         }
 
     def version(self) -> Version | None:
-        """Give what answers now."""
+        """Return the serving version, if there is one."""
         return self.promoted.current()
 
     def show(self) -> None:
-        """Bring the metrics up to this moment."""
+        """Update the metrics that describe the present."""
         self.promoted.current()
         self.metrics.show(self.promoted.promotion, behind=self.promoted.is_behind)
 
@@ -180,9 +180,9 @@ class Core:
         )
         return Version(model, self._batcher(model))
 
-    def _batcher(self, model: ServedModel) -> Batcher[Case, bytes]:
-        def answer(cases: Sequence[Case]) -> list[bytes]:
-            return self._answers(model, cases, model.decide(encoded(model, cases)))
+    def _batcher(self, model: ServedModel) -> Batcher[PendingApplication, bytes]:
+        def answer(pending: Sequence[PendingApplication]) -> list[bytes]:
+            return self._answers(model, pending, model.decide(encoded(model, pending)))
 
         return MicroBatcher(answer, self.settings.micro_batch_rows)
 
@@ -196,14 +196,16 @@ class Core:
         return [part for part in parts if part.rows]
 
     async def _decide_many(self, model: ServedModel, matrix: Matrix) -> Decisions:
-        # XGBoost gives up the interpreter's lock: the next request is read and parsed meanwhile.
+        # XGBoost releases the interpreter's lock, so other requests are read and parsed meanwhile.
         probabilities = await asyncio.get_running_loop().run_in_executor(self._scorer, model.probabilities, matrix)
         return model.decisions(matrix, probabilities)
 
-    def _answers(self, model: ServedModel, cases: Sequence[Case], decisions: Decisions) -> list[bytes]:
-        ids = [case.request_id for case in cases]
-        applications = [case.application for case in cases]
-        self._record(model, applications, decisions, ids, [case.trace_id for case in cases])
+    def _answers(
+        self, model: ServedModel, pending: Sequence[PendingApplication], decisions: Decisions
+    ) -> list[bytes]:
+        ids = [one.request_id for one in pending]
+        applications = [one.application for one in pending]
+        self._record(model, applications, decisions, ids, [one.trace_id for one in pending])
         return model.answers(decisions, ids)
 
     def _record(
@@ -231,8 +233,8 @@ class Core:
         )
 
 
-class Slots:
-    """A bounded number of things under way: who comes beyond it is told at once, not kept waiting without end."""
+class ConcurrencyLimit:
+    """Bounds how many requests are in progress: further ones are refused at once rather than kept waiting."""
 
     def __init__(self, limit: int, retry_after_seconds: int) -> None:
         self._free = limit
@@ -240,23 +242,23 @@ class Slots:
 
     def __enter__(self) -> None:
         if self._free <= 0:
-            raise Refusal(503, "too many requests are under way; try again", headers=[self._retry_after])
+            raise Refusal(503, "too many requests are in progress; try again", headers=[self._retry_after])
         self._free -= 1
 
     def __exit__(self, *_: object) -> None:
         self._free += 1
 
 
-def _told(promotion: Promotion | None) -> dict[str, Any] | None:
-    """What a client may know of a promotion: who did it and why stays in the history."""
+def _public_fields(promotion: Promotion | None) -> dict[str, Any] | None:
+    """Give what a client may know of a promotion: who did it, and why, stays in the history."""
     if promotion is None:
         return None
     return promotion.model_dump(include={"tag", "version", "run_id", "since", "previous"})
 
 
-def encoded(model: ServedModel, cases: Sequence[Case]) -> Matrix:
-    """Encode the applications of some cases: shape (n, k), float32."""
-    return model.encode([case.application for case in cases])
+def encoded(model: ServedModel, pending: Sequence[PendingApplication]) -> Matrix:
+    """Encode pending applications: shape (n, k), float32."""
+    return model.encode([one.application for one in pending])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What cannot be answered, as the HTTP status and the JSON body that say so."""
+"""Errors that clients see: an HTTP status and a JSON body."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import orjson
 from pydantic import ValidationError
 
 MOST_DETAILS = 100
-"""Details in one answer; a hostile body can break the contract a hundred thousand times."""
+"""Maximum details in one answer; a hostile body can break the contract a hundred thousand times."""
 
 _LONGEST_KEY = 100
-"""Characters of an unknown key that are given back."""
+"""Maximum characters of an unknown key in an answer."""
 
 Header = tuple[bytes, bytes]
 Detail = dict[str, Any]
@@ -55,7 +55,7 @@ def contract_refusal(details: Sequence[Detail]) -> Refusal:
 
 
 def details_of(error: ValidationError, before: Iterable[str | int] = ()) -> list[Detail]:
-    """Broken rules of one validation, without the values that broke them.
+    """List the broken rules of one validation, without the values that broke them.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def details_of(error: ValidationError, before: Iterable[str | int] = ()) -> list
 
 
 def detail(loc: Iterable[str | int], message: str, kind: str) -> Detail:
-    """Make one detail that the validator does not know of."""
+    """Make a detail for a rule that the validator does not know."""
     return {"loc": list(map(_shortened, loc)), "msg": message, "type": kind}
 
 

@@ -25,7 +25,7 @@ _HEADS: dict[Status, bytes] = {status: b'{"Status":"%b","probability":' % status
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What was decided on some applications; the sequences are parallel.
+    """The decisions on some applications, as parallel sequences.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Decisions:
 
 
 class ServedModel:
-    """A version that answers.
+    """The model of one promoted version.
 
     Parameters
     ----------

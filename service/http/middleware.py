@@ -33,18 +33,18 @@ logger = logging.getLogger("bentoml.credit_risk")
 
 _JSON = b"application/json"
 _PROBES = frozenset({"/livez", "/healthz", "/readyz"})
-"""Open to everybody: a probe carries no key and learns nothing."""
+"""Open to everybody: probes have no key and learn nothing."""
 
 _NEED_NO_KEY = frozenset({*_PROBES, "/"})
 _BENTOML = frozenset({*_PROBES, "/schema.json"})
 
 _OTHER = "other"
-"""Label of all that is no endpoint: unknown paths must not become labels."""
+"""Metrics label of unknown paths, which must not become labels themselves."""
 
 
 @dataclass(slots=True)
 class Request:
-    """What an endpoint needs to know of a request."""
+    """A request, as endpoints see it."""
 
     receive: Receive
     headers: Headers
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What an endpoint answers."""
+    """An answer of an endpoint."""
 
     body: bytes
     status: int = 200
@@ -72,15 +72,15 @@ class FastPath:
     Parameters
     ----------
     app
-        BentoML's application, for what is not answered here.
+        BentoML's application, which answers the probes.
     core
         Answers.
     keys
         API keys; see `service.http.access.ApiKeyAuth`.
     describe
-        Gives BentoML's own OpenAPI document, which `/docs.json` completes.
+        Returns BentoML's own OpenAPI document, which `/docs.json` completes.
     alone
-        Whether this process is the only one that answers; otherwise connections are now and then closed, see
+        Whether this is the only worker; otherwise connections are closed now and then, see
         `service.settings.ServeSettings.requests_per_connection`.
     """
 
@@ -106,7 +106,7 @@ class FastPath:
         self._endpoints = self._routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it through to BentoML."""
+        """Answer a request, or pass it on to BentoML."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -124,7 +124,7 @@ class FastPath:
         if answer is None:
             await self._app(scope, receive, send)
             return
-        # It decides nothing that anybody could gain by: any random number will do.
+        # Nobody gains by guessing it, so any random number will do.
         if random() < self._parting and CLOSE not in answer.headers:  # noqa: S311
             answer.headers += (CLOSE,)
         await _send(send, answer, request.request_id)
@@ -145,7 +145,7 @@ class FastPath:
         }
 
     async def _answer(self, scope: Scope, request: Request) -> Answer | None:
-        """Find and run the endpoint; None: it is BentoML's to answer."""
+        """Run the endpoint of a request; None if BentoML is to answer."""
         path = scope["path"]
         if path not in _PROBES:
             self._hosts.check(request.headers)
@@ -197,10 +197,10 @@ class FastPath:
         return Answer(PAGE, content_type=b"text/html; charset=utf-8", headers=HEADERS)
 
     def _answering(self) -> Version:
-        """Give what answers, after one look at the promoted pointer in a turn of the event loop.
+        """Return the serving version, looking at the promoted pointer once in a turn of the event loop.
 
-        What runs in a turn was read from its connection before the turn, so before the look; what is read later
-        runs after `_look_again`. So no request that began after a promotion is answered by the version before it.
+        Requests that run in a turn were read from their connections before it, so before the look; those read
+        later run after `_look_again`. So no request that began after a promotion is answered by an older version.
         """
         if self._answers is None:
             self._answers = self._core.answering()
@@ -233,7 +233,7 @@ async def _send(send: Send, answer: Answer, request_id: str) -> None:
 
 
 def _failed(error: Exception, request_id: str) -> Answer:
-    """Answer 500 and log where it happened: not the error's text, which may hold an applicant's values."""
+    """Answer 500 and log where it happened, but not the error's text: that may hold an applicant's values."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("request %s failed with %s\n%s", request_id, type(error).__name__, where)
     return Answer(orjson.dumps({"error": "the service failed; its log says where", "detail": []}), 500)

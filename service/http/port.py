@@ -1,4 +1,4 @@
-"""The address that ``bentoml serve`` is to listen on in, nothing out; or one line that says why it cannot."""
+"""Fail fast, with a one-line error, if the serving port is taken."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 
 
 def require_free_port() -> None:
-    """See to it, in a process that runs ``bentoml serve``, that the port can be listened on.
+    """Check, in a process that runs ``bentoml serve``, that the port is free.
 
-    BentoML finds out last and ends in a traceback. Elsewhere, in a worker or under ``bentoml build``, nothing is
-    to listen, and nothing is checked.
+    BentoML itself finds out last, and ends in a traceback. In other processes, such as workers and ``bentoml
+    build``, nothing is checked.
 
     Raises
     ------
     bentoml.exceptions.BentoMLException
-        The port is another process's, or the system does not give it away: BentoML prints the line and exits 1.
+        The port cannot be listened on: BentoML prints the line and exits with 1.
     """
     context = click.get_current_context(silent=True)
     if context is None or context.command.name != "serve":
@@ -26,14 +26,14 @@ def require_free_port() -> None:
     try:
         _bind(host, port)
     except OSError as error:
-        raise bentoml.exceptions.BentoMLException(
-            f"port {port} of {host}: the service must be able to listen there, received: {error.strerror}; "
-            "stop what has the port, or give another --port or --host"
-        ) from None
+        reason = (error.strerror or str(error)).lower()
+        message = f"cannot listen on {host}:{port}: {reason}. Stop that process, or pass --port or --host."
+        raise bentoml.exceptions.BentoMLException(message) from None
 
 
 def _address(host: str | None, port: int | None) -> tuple[str, int]:
     """Complete the flags as BentoML does, from its configuration."""
+    # There is no public way to its configuration; a second copy of its rules would go stale unnoticed.
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     configured = BentoMLContainer.http
@@ -42,6 +42,6 @@ def _address(host: str | None, port: int | None) -> tuple[str, int]:
 
 def _bind(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As the server does: a port whose last connections are still being wound up is free.
+        # As the server does: a port is free while its last connections are closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

@@ -1,1 +1,1 @@
-"""``service:front``: HTTP and booster in processes of their own."""
+"""``service:front``: HTTP and the booster in processes of their own. Nothing outside of this package knows it."""

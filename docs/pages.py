@@ -67,7 +67,7 @@ def _require_tests(markdown: str) -> None:
     """Refuse promises whose tests do not exist."""
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (_ROOT / "tests").glob("*.py"))
     if absent := set(_TEST.findall(markdown)) - set(re.findall(r"def (test_\w+)", sources)):
-        raise PluginError(f"promises.md names tests that do not exist: {', '.join(sorted(absent))}. Correct the names")
+        raise PluginError(f"promises.md: no such tests: {', '.join(sorted(absent))}. Correct the names")
 
 
 def _page_of(path: str) -> str | None:

@@ -197,7 +197,7 @@ def floor(trials: int) -> dict[str, float]:
 
     settings, prepared = rows()
     folds = fold_set(settings, prepared)
-    sampler = replaying_sampler(parameter_sets(settings, trials))(settings, 0)
+    sampler = replaying_sampler(settings, parameter_sets(settings, trials))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     begin = time.perf_counter()
     study = optuna.create_study(sampler=sampler)
@@ -231,7 +231,7 @@ def ours(
             return search_on(ClusterSettings(address=address) if address else None, tracked(stack, server), trials)
 
     def search_on(cluster: ClusterSettings | None, folder: str, trials: int) -> dict[str, float]:
-        from pipeline.training import search as searching
+        from pipeline.training.search import search
         from pipeline.training.study import open_study
         from pipeline.training.tracking import parent_run
         from pipeline.training.trial_writer import trial_writer
@@ -241,12 +241,12 @@ def ours(
         settings, prepared = rows()
         settings = settings.model_copy(update={"trials": trials, "storage": f"sqlite:///{folder}/optuna.db"})
         folds = fold_set(settings, prepared)
-        searching.__dict__["sampler"] = replaying_sampler(parameter_sets(settings, trials))
         finished: list[float] = []
         with open_study(settings, "benchmark", {}) as study:
+            study.sampler = replaying_sampler(settings, parameter_sets(settings, trials))
             begin = time.perf_counter()
             with (
-                parent_run("benchmark", "benchmark") as parent,
+                parent_run("benchmark", "benchmark", lock=None, heartbeat=10, stale_after=60) as parent,
                 trial_writer(parent, "benchmark", [], 60) as writer,
                 open_pool(folds, workers, cluster) as pool,
             ):
@@ -255,7 +255,7 @@ def ours(
                     finished.append(time.perf_counter())
                     writer.put(trial)
 
-                searching.search(study, pool, settings, on_finished)
+                search(study, pool, settings, on_finished)
             seconds = time.perf_counter() - begin
             best = max(evaluation_of(trial).means["auc"] for trial in finished_trials(study))
         return {"seconds": seconds, "auc": best, "rate": (trials - 1) / (finished[-1] - finished[0])}
@@ -263,11 +263,11 @@ def ours(
     return search_all
 
 
-def replaying_sampler(sets: list[dict[str, Any]]) -> Any:
-    """Samplers that work as hard as the search's own, and then give trial n the parameters that are n-th."""
-    from optuna.samplers import TPESampler
+def replaying_sampler(settings: Any, sets: list[dict[str, Any]]) -> Any:
+    """A sampler that works as hard as the search's own, and then gives trial n the parameters that are n-th."""
+    from pipeline.training.sampling import SeededSampler
 
-    class Replaying(TPESampler):
+    class Replaying(SeededSampler):
         def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
             super().sample_relative(study, trial, search_space)
             return {name: sets[trial.number][name] for name in search_space}
@@ -276,10 +276,7 @@ def replaying_sampler(sets: list[dict[str, Any]]) -> Any:
             super().sample_independent(study, trial, name, distribution)
             return sets[trial.number][name]
 
-    def sampler(settings: Any, asked: int) -> Any:
-        return Replaying(seed=settings.seed + asked)
-
-    return sampler
+    return Replaying(settings.seed)
 
 
 def fold_set(settings: Any, prepared: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from pipeline.core.contract.checks import BrokenRules, check_columns, column_notes, violations
+from pipeline.core.contract.checks import BrokenRules, check_columns, column_notes, label_violations, violations
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import DataError
 
@@ -82,3 +83,17 @@ def test_broken_rules_are_collected_over_batches(schema: Schema, applications: p
         "  time: must be a whole number: 1 row, first at 110",
         "  the line must have 14 cells, received 3: 1 row, first at 77",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "rows"),
+    [
+        (["ok", "default"], "", []),
+        (["ok", "Default", "", "default"], "status: must be ok or default", [False, True, True, False]),
+        (["ok", None], "status: must be ok or default", [False, True]),
+    ],
+)
+def test_strange_labels_are_found(schema: Schema, values: list[str | None], rule: str, rows: list[bool]) -> None:
+    found = list(label_violations(pa.array(values), schema.target))
+    assert [(str(item), item.rows.tolist()) for item in found] == ([(rule, rows)] if rule else [])
+    assert all(item.column == "status" for item in found)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.contract.checks import violations
-from pipeline.core.contract.columns import as_numbers, is_empty, names, pick, positions
+from pipeline.core.contract.columns import as_numbers, equals, is_empty, names, pick, positions
 from pipeline.core.contract.schema import Field, Schema
 from tests.testkit import PROJECT
 
@@ -81,6 +81,26 @@ def test_numbers_of_every_type(values: Any, expected: list[float]) -> None:
 )
 def test_positions_among_categories(values: Any) -> None:
     assert positions(values, ("a", "b")).tolist() == [1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "expected"),
+    [
+        (pa.array(["ok", "bad", None]), "bad", [False, True, False]),
+        (pd.Series(["ok", "bad", None]), "bad", [False, True, False]),
+        (pa.array(["0", "1", "1.0", " 1", "x", None]), 1, [False, True, True, True, False, False]),
+        (pa.array([0, 1, None], pa.int8()), 1, [False, True, False]),
+        (pa.array([0.0, 1.0, float("nan")]), 0, [True, False, False]),
+        (pa.array([True, False, None]), 1, [True, False, False]),
+        (pd.Series([True, False]), 0, [False, True]),
+        (pd.Series([0, 1]), 0, [True, False]),
+        (pa.array([0, 1]), "1", [False, False]),
+    ],
+)
+def test_rows_that_hold_a_value(values: Any, value: str | int, expected: list[bool]) -> None:
+    found = equals(values, value)
+    assert found.dtype == bool
+    assert found.tolist() == expected
 
 
 def test_number_is_no_category() -> None:

@@ -14,7 +14,7 @@ from pipeline.core.policy import Thresholds
 from pipeline.evaluation.comparison import _thinned, _weighted_auc, worse_by
 from pipeline.evaluation.metrics import auc
 from pipeline.promotion.compatibility import schema_changes
-from pipeline.promotion.gate import Evidence, Verdict, judge
+from pipeline.promotion.gate import Evidence, Rule, Verdict, judge
 from pipeline.promotion.settings import PromoteSettings
 
 PROJECT = Path(__file__).parent.parent
@@ -212,6 +212,12 @@ def field(schema: Schema, name: str, **changes: Any) -> Schema:
         ("home", {"categories": ("rent", "owner")}, "home: no longer accepts ignore, other, parents"),
         ("age", {"max": 110}, ""),
         ("age", {"kind": "number"}, ""),
+        ("amount", {"kind": "integer"}, "amount: kind number became integer"),
+        (
+            "age",
+            {"kind": "category", "categories": ("a",), "example": "a", "min": None, "max": None},
+            "age: kind integer became category",
+        ),
         ("expenses", {"optional": True}, ""),
     ],
 )
@@ -341,3 +347,111 @@ def test_only_approved_counts_as_approved() -> None:
     )
     assert rule.value == pytest.approx(0.5)
     assert rule.note == "single 50%, married 100%"
+
+
+def test_the_verdict_of_a_hopeless_candidate_to_the_word() -> None:
+    _, probabilities = draw()
+    hopeless = sound(
+        candidate=noisy(probabilities, 0.9),
+        schema_changes=("debt: removed", "age: new and required"),
+        monotone_breaks=tuple("abcdef"),
+        parity=1e-3,
+        milliseconds=9.0,
+        megabytes=99.0,
+    )
+    found = [
+        (rule["name"], round(rule["value"], 4), rule["limit"], rule["problem"], rule["note"])
+        for rule in verdict(hopeless).document()
+    ]
+    before = "credit_risk_model:v1"
+    assert found == [
+        ("holdout_rows", 2000, "at least 200", "", ""),
+        ("auc", 0.8287, "at least 0.8", "", ""),
+        ("ks", 0.4993, "at least 0.45", "", ""),
+        ("calibration_slope", 0.733, "at least 0.75", "calibration_slope is 0.733, below the floor of 0.75", ""),
+        ("log_loss", 0.4754, "at most 0.47", "log_loss is 0.4754, above the ceiling of 0.47", ""),
+        ("brier", 0.1553, "at most 0.155", "brier is 0.1553, above the ceiling of 0.155", ""),
+        ("calibration_slope", 0.733, "at most 1.35", "", ""),
+        (
+            "auc_worse_by", 0.0499, "at most 0.02", "auc_worse_by is 0.04988, above the ceiling of 0.02",
+            f"0.8287, {before} 0.8689",
+        ),
+        (
+            "log_loss_worse_by", 0.0746, "at most 0.02", "log_loss_worse_by is 0.07462, above the ceiling of 0.02",
+            f"0.4754, {before} 0.4159",
+        ),
+        ("decision_flips", 0.214, "at most 0.25", "", f"against {before}"),
+        ("approval_ratio[marital]", 0.9862, "", "", "married 57%, single 58%"),
+        (
+            "schema", 2, "compatible with the champion's", f"schema differs from that of {before}",
+            "debt: removed; age: new and required; --allow-schema-change --reason TEXT accepts it",
+        ),
+        (
+            "monotone", 6, "in the contract's directions",
+            "monotone: the probability moves against the contract's direction", "a, b, c, d, e …",
+        ),
+        (
+            "parity", 0.001, "at most 1e-06", "parity is 0.001, above the ceiling of 1e-06",
+            "against the answers recorded at logging",
+        ),
+        ("milliseconds", 9, "at most 5", "milliseconds is 9, above the ceiling of 5", "one application"),
+        ("megabytes", 99, "at most 50", "megabytes is 99, above the ceiling of 50", "stored model"),
+    ]  # fmt: skip
+    assert all(rule.passed == (not rule.problem) for rule in verdict(hopeless).rules)
+    assert [rule.name for rule in verdict(hopeless).rules if rule.binding] == ["parity"]
+
+
+def test_the_table_to_the_letter() -> None:
+    rules = (
+        Rule("auc", 0.86887, "at least 0.8", passed=True),
+        Rule("champion", None, "", passed=True, note="nothing is promoted yet"),
+        Rule("megabytes", 99.0, "at most 50", passed=False, problem="too large", note="stored model"),
+    )
+    assert Verdict(rules).table().splitlines() == [
+        "rule       value   limit               note",
+        "auc        0.8689  at least 0.8  pass",
+        "champion   -       -             pass  nothing is promoted yet",
+        "megabytes  99      at most 50    FAIL  stored model",
+    ]
+    assert Verdict(rules).reasons() == "too large (stored model)"
+    assert not Verdict(rules).passed
+    assert Verdict(rules).can_be_forced
+    assert str(rules[0]) == "auc"
+
+
+def test_values_on_the_limit_pass() -> None:
+    at_limit = sound(milliseconds=SETTINGS.milliseconds, megabytes=SETTINGS.megabytes, parity=1e-6)
+    assert verdict(at_limit, holdout_rows=2000).passed
+    assert broken(at_limit, holdout_rows=2001) == {"holdout_rows"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"champion": None, "champion_name": None}, "nothing is promoted yet: nothing to compare with"),
+        ({"champion": None, "champion_failure": "cannot be loaded"}, "credit_risk_model:v1: cannot be loaded"),
+    ],
+)
+def test_a_champion_that_is_not_there_is_said(changes: dict[str, Any], note: str) -> None:
+    rules = [rule for rule in verdict(sound(**changes)).rules if rule.name == "champion"]
+    assert [(rule.note, rule.value) for rule in rules] == [(note, None)]
+    said = "champion credit_risk_model:v1 cannot score these rows, so the candidate cannot be compared with it"
+    assert [rule.problem for rule in rules if not rule.passed] == ([said] if "champion_failure" in changes else [])
+
+
+def test_small_groups_are_left_out_and_one_group_is_no_comparison() -> None:
+    labels, _ = draw()
+    names = np.array(["single"] * 1000 + ["married"] * 970 + ["widow"] * 30)
+    settings = SETTINGS.approval_ratio.model_copy(update={"group_rows": 30})
+
+    def rule(groups: Any, **changes: Any) -> Rule:
+        found = verdict(sound(groups={"marital": groups}, **changes), approval_ratio=settings).rules
+        return next(rule for rule in found if rule.name == "approval_ratio[marital]")
+
+    scores = np.where(names == "widow", 0.9, 0.1)
+    assert rule(names, candidate=scores).note == "widow 0%, married 100%"
+    assert rule(names, candidate=scores).value == 0
+    assert rule(np.array([*names[:-1], "single"]), candidate=scores).note == "single 100%, married 100%"
+    alone = rule(np.array(["single"] * len(labels)))
+    assert (alone.value, alone.passed, alone.note) == (None, True, "fewer than two groups of 30 rows")
+    assert rule(names, candidate=np.full(len(labels), 0.9)).value == 1  # nobody is approved: no difference

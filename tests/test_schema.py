@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -96,6 +99,20 @@ def test_a_contract_must_not_use_the_names_of_the_columns_that_score_adds(
         Schema.load(tmp_path / "schema.yaml")
     # A model that was trained before the names were reserved still serves.
     assert load_schema(document).document() == document
+
+
+@pytest.mark.parametrize(
+    "table", [pd.DataFrame({"status": ["ok", "default"]}), pa.table({"status": ["ok", "default"]})]
+)
+def test_the_positive_label_counts_as_one(schema: Schema, table: Any) -> None:
+    labels = schema.labels(table)
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [0, 1]
+
+
+def test_a_table_without_labels_has_none(schema: Schema) -> None:
+    with pytest.raises(KeyError, match="status"):
+        schema.labels(pa.table({"age": [1]}))
 
 
 def test_contract_survives_the_journey_with_a_model(schema: Schema) -> None:

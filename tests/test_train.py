@@ -6,9 +6,9 @@ import socket
 import sqlite3
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,15 @@ def stopped_after(
     return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
+def still_running(process: subprocess.Popen[Any]) -> None:
+    """Fail if a process has ended; takes a moment."""
+    try:
+        process.wait(0.05)
+    except subprocess.TimeoutExpired:
+        return
+    pytest.fail(f"ended too early:\n{process.communicate()[1]}")
+
+
 def test_a_complete_study_is_logged_again_and_says_so(project: Project, first: dict[str, Any]) -> None:
     done = project.pipeline("train", "--trials", "3", "--study", "first")
     assert "study first was complete (3 trials): nothing evaluated" in done.stdout
@@ -257,36 +266,74 @@ def test_what_cannot_be_trained_is_refused_in_one_message_and_nothing_is_logged(
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def opened_run(
+    study: str, *, lock: str | None = None, heartbeat: float = 10, stale_after: float = 60
+) -> AbstractContextManager[mlflow.ActiveRun]:
+    """Open the parent run of a training."""
+    return parent_run("ignored", study, lock=lock, heartbeat=heartbeat, stale_after=stale_after)
+
+
 def test_a_training_that_fails_is_not_logged_as_finished(
     tracking_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
-    with pytest.raises(ZeroDivisionError), parent_run("ignored", "failing") as run:
+    with pytest.raises(ZeroDivisionError), opened_run("failing") as run:
         raise ZeroDivisionError
     assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
     assert mlflow.get_experiment(run.info.experiment_id).name == "tests"
 
 
-def test_a_training_ends_the_killed_runs_of_its_own_study_only(
-    tracking_store: str, monkeypatch: pytest.MonkeyPatch
+def ago(seconds: float) -> str:
+    """A moment as a heartbeat tells it."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+
+
+@pytest.mark.parametrize(("tags", "alive"), [
+    ({"heartbeat": ago(5)}, True), ({"heartbeat": ago(3600)}, False),
+    ({"heartbeat": ago(5), "study_lock": "other"}, True),
+    ({"heartbeat": ago(5), "study_lock": "ours"}, False),  # nobody else can hold the lock that we hold
+    ({}, False), ({"heartbeat": "yesterday"}, False),  # a run of release 0.1; a tag that somebody changed
+])  # fmt: skip
+def test_a_training_ends_the_runs_of_its_study_whose_process_is_gone(
+    tracking_store: str, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], alive: bool
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("tests").experiment_id
-    killed, beside = (
-        client.create_run(experiment, tags={"study": name}).info.run_id for name in ("mine", "other")
-    )
-    with parent_run("ignored", "mine") as run:
-        assert client.get_run(killed).info.status == "KILLED"
-        assert client.get_run(beside).info.status == "RUNNING"
+    other = client.create_run(experiment, tags={"study": "mine", **tags}).info.run_id
+    child = client.create_run(experiment, tags={"study": "mine", "mlflow.parentRunId": other}).info.run_id
+    with opened_run("mine", lock="ours", stale_after=60) as run:
+        found = [client.get_run(run_id).info.status for run_id in (other, child)]
         assert client.get_run(run.info.run_id).info.status == "RUNNING"
-    client.set_terminated(beside)
+    assert found == ["RUNNING" if alive else "KILLED"] * 2
+    for run_id in (other, child):
+        client.set_terminated(run_id)
 
 
-# The trial writer against a real server, behind a door that the tests open and close.
+def test_a_training_leaves_the_runs_of_other_studies_alone(
+    tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
+    client = mlflow.MlflowClient()
+    beside = client.create_run(client.get_experiment_by_name("tests").experiment_id, tags={"study": "other"})
+    with opened_run("mine"):
+        assert client.get_run(beside.info.run_id).info.status == "RUNNING"
+    client.set_terminated(beside.info.run_id)
 
 
-class Door:
+def test_a_training_gives_signs_of_life(tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
+    client = mlflow.MlflowClient()
+    with opened_run("living", heartbeat=0.01) as run:
+        first = client.get_run(run.info.run_id).data.tags["heartbeat"]
+        while client.get_run(run.info.run_id).data.tags["heartbeat"] == first:
+            pass  # it tells seconds
+
+
+# The trial writer against a real server, behind a proxy that the tests open and shut.
+
+
+class Proxy:
     """A TCP proxy in front of a server: open, shut, or losing the answers to what it let through."""
 
     def __init__(self, port: int) -> None:
@@ -330,8 +377,8 @@ def _pump(source: socket.socket, target: socket.socket, may_pass: Callable[[byte
 
 
 @pytest.fixture(scope="module")
-def door(project: Project) -> Iterator[Door]:
-    """A small MLflow server, reached through a door."""
+def proxy(project: Project) -> Iterator[Proxy]:
+    """A small MLflow server, reached through a proxy."""
     command = (
         "mlflow", "server", "--port", "{port}", "--workers", "1",
         "--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served",
@@ -339,20 +386,20 @@ def door(project: Project) -> Iterator[Door]:
     env = {**project.env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     service = Service("mlflow server", command, ready="/health", environment=env, folder=project.folder)
     with running(service) as server:
-        door = Door(server.port)
-        yield door
-        door.close()
+        proxy = Proxy(server.port)
+        yield proxy
+        proxy.close()
 
 
 @pytest.fixture
-def away(door: Door, tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    """The door, with `mlflow` in front of it."""
-    door.state = "open"
+def away(proxy: Proxy, tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The proxy, with `mlflow` in front of it."""
+    proxy.state = "open"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")
-    mlflow.set_tracking_uri(f"http://127.0.0.1:{door.port}")
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{proxy.port}")
     mlflow.set_experiment("Default")
-    yield door
+    yield proxy
     mlflow.set_tracking_uri(tracking_store)
 
 
@@ -381,15 +428,13 @@ def children(run: Any) -> list[tuple[str, str]]:
 ALL_FOUR = [(f"trial {number:03d}", "FINISHED") for number in range(4)]
 
 
-def test_trials_are_written_when_the_server_is_back(away: Door, trials: list[optuna.trial.FrozenTrial]) -> None:
-    with parent_run("ignored", "away") as run:
+def test_trials_are_written_when_the_server_is_back(away: Proxy, trials: list[optuna.trial.FrozenTrial]) -> None:
+    with opened_run("away") as run:
         writer = TrialWriter(run, "away")
         away.lost.clear()
         away.state = "shut"
-        begin = time.monotonic()
         for trial in trials:
-            writer.put(trial)
-        assert time.monotonic() - begin < 0.1  # the study does not wait for the server
+            writer.put(trial)  # the study does not wait for the server: this would never return
         assert away.lost.wait(60)
         away.state = "open"
         writer.close(60)
@@ -397,7 +442,7 @@ def test_trials_are_written_when_the_server_is_back(away: Door, trials: list[opt
 
 
 def test_a_server_that_stays_away_is_reported_and_waited_for_no_longer_than_asked(
-    away: Door, trials: list[optuna.trial.FrozenTrial]
+    away: Proxy, trials: list[optuna.trial.FrozenTrial]
 ) -> None:
     run = mlflow.start_run()
     mlflow.end_run()
@@ -407,14 +452,14 @@ def test_a_server_that_stays_away_is_reported_and_waited_for_no_longer_than_aske
         writer.put(trial)
     with pytest.raises(TrackingError, match=r"4 trials are not written .*run the same command again"):
         writer.close(0.5)
-    with pytest.raises(TrackingError, match="MLflow must answer"), parent_run("ignored", "gone"):
+    with pytest.raises(TrackingError, match="MLflow must answer"), opened_run("gone"):
         pass
 
 
 def test_no_trial_is_written_twice_when_answers_are_lost(
-    away: Door, trials: list[optuna.trial.FrozenTrial]
+    away: Proxy, trials: list[optuna.trial.FrozenTrial]
 ) -> None:
-    with parent_run("ignored", "lost") as run:
+    with opened_run("lost") as run:
         writer = TrialWriter(run, "lost")
         writer.put(trials[0])
         eventually(lambda: children(run) == ALL_FOUR[:1])

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.cluster import ClusterSettings
+from pipeline.cluster import ClusterSettings, connect
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import ClusterError, ConfigError
 from pipeline.core.model.encoders import FrameEncoder
@@ -150,7 +150,11 @@ def test_a_study_of_the_release_before_goes_on_with_the_folds_it_began_with(tmp_
 
 
 def test_a_study_that_another_process_drives_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(ConfigError, match="another one holds it"), opened(tmp_path):
+    with (
+        opened(tmp_path),
+        pytest.raises(ConfigError, match="another process is driving study s"),
+        opened(tmp_path),
+    ):
         pass
 
 
@@ -195,6 +199,16 @@ def test_scores_do_not_depend_on_where_they_are_evaluated(folds: FoldSet, schedu
         there = pool.submit(parameters, ()).result().evaluation
     assert isinstance(there.folds[0], FoldScore)
     assert there == here
+
+
+def test_a_cluster_runs_the_code_that_it_is_sent_down_to_the_last_package(scheduler: str) -> None:
+    def where() -> str:
+        import pipeline.core.contract.schema
+
+        return pipeline.core.contract.schema.__file__
+
+    with connect(scheduler) as client:
+        assert "pipeline.zip/pipeline/core/contract" in client.submit(where).result()
 
 
 def test_a_killed_worker_costs_no_trial(tmp_path: Path, folds: FoldSet, scheduler: str) -> None:

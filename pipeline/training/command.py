@@ -20,7 +20,7 @@ from pipeline.training.progress import progress_bar
 from pipeline.training.request import TrainRequest
 from pipeline.training.search import search
 from pipeline.training.settings import TrainSettings
-from pipeline.training.study import fold_groups, fold_notes, open_study, study_inputs, study_name
+from pipeline.training.study import fold_groups, fold_notes, lock_of, open_study, study_inputs, study_name
 from pipeline.training.summary import summarise
 from pipeline.training.tracking import parent_run
 from pipeline.training.trial_writer import trial_writer
@@ -46,7 +46,13 @@ def run(request: TrainRequest) -> Report:
     with (
         resumable(name) as interruptions,
         open_study(settings, name, inputs) as study,
-        parent_run(settings.experiment, name) as parent,
+        parent_run(
+            settings.experiment,
+            name,
+            lock=lock_of(study, settings),
+            heartbeat=settings.heartbeat,
+            stale_after=settings.stale_after,
+        ) as parent,
     ):
         log_inputs(settings, data, files)
         earlier = len(finished_trials(study))
@@ -81,4 +87,7 @@ def _search(
                 writer.put(trial)
                 show(trial)
 
-            return search(study, pool, settings, on_finished, interruptions.deferred)
+            best = search(study, pool, settings, on_finished, interruptions.deferred)
+        for trial in finished_trials(study):  # also those that another process finished meanwhile
+            writer.put(trial)
+        return best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pipeline.evaluation.metrics import Band
 from pipeline.registry.logged_model import DATA, DATA_DIGEST, SCHEMA_DIGEST, SEED, TEST_SHARE
 from pipeline.tables.digest import frame_digest
 from pipeline.training.conf_files import ConfFiles
+from pipeline.training.databases import shown_address
 from pipeline.training.fitting import Outcome
 from pipeline.training.preparation import PreparedData
 from pipeline.training.settings import TrainSettings
@@ -46,8 +46,8 @@ _TRIALS_TO_COMPARE = 4
 
 def log_inputs(settings: TrainSettings, data: PreparedData, files: ConfFiles) -> None:
     """Log the settings, the data sets, the conf files, the code and the libraries."""
-    values = settings.model_dump(mode="json", exclude={"search_space", "first_trial"})
-    facts = {f"train.{key}": value for key, value in values.items()}
+    plain = {key: value for key, value in _shown(settings).items() if key not in {"search_space", "first_trial"}}
+    facts = {f"train.{key}": value for key, value in plain.items()}
     log_facts(params=facts | provenance(settings, data), tags=_environment())
     _log_data_sets(settings, data)
     _log_conf(settings, files)
@@ -92,10 +92,16 @@ def _log_data_sets(settings: TrainSettings, data: PreparedData) -> None:
 def _log_conf(settings: TrainSettings, files: ConfFiles) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
-            shutil.copyfile(file, Path(folder) / file.name)
-        resolved = json.dumps(settings.model_dump(mode="json"), indent=2)
+            text = file.read_text(encoding="utf-8").replace(settings.storage, shown_address(settings.storage))
+            (Path(folder) / file.name).write_text(text, encoding="utf-8")
+        resolved = json.dumps(_shown(settings), indent=2)
         (Path(folder) / "resolved.json").write_text(resolved, encoding="utf-8")
         mlflow.log_artifacts(folder, "conf")
+
+
+def _shown(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as anyone may read them in MLflow: without the password that an address may hold."""
+    return {**settings.model_dump(mode="json"), "storage": shown_address(settings.storage)}
 
 
 def _environment() -> dict[str, str]:

@@ -69,7 +69,11 @@ class TrainSettings(Settings):
     study: str | None = Field(pattern=r"^[^\s/]+$")
     """Name of the study; null: derived, so that a changed input starts a new study."""
     storage: str
-    """SQLAlchemy address of Optuna's storage."""
+    """SQLAlchemy address of Optuna's storage: a SQLite file for one process, a database server for several."""
+    heartbeat: int = Field(ge=1)
+    """Seconds between two signs of life of a training, in MLflow and, on a database server, in the study."""
+    stale_after: int = Field(ge=1)
+    """Seconds without a sign of life after which a training counts as dead."""
     tracking_patience: float = Field(ge=0)
     """Seconds to wait at the end for an MLflow server that is slow or away."""
     first_trial: dict[Parameter, float]
@@ -82,6 +86,12 @@ class TrainSettings(Settings):
         """`first_trial` in the types that XGBoost wants: YAML's whole numbers were read as floats."""
         whole = {name for name, allowed in self.search_space.items() if allowed.integer}
         return {str(name): int(value) if name in whole else value for name, value in self.first_trial.items()}
+
+    @model_validator(mode="after")
+    def _stale_is_longer_than_a_heartbeat(self) -> Self:
+        if self.stale_after < 2 * self.heartbeat:
+            raise ValueError(f"stale_after is {self.stale_after}, below twice the heartbeat of {self.heartbeat} s")
+        return self
 
     @model_validator(mode="after")
     def _first_trial_is_in_space(self) -> Self:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.files import sha256
+from pipeline.training.companions import DATABASE_FAILURES, requeue
+from pipeline.training.databases import shown_address, spare_the_disk, sqlite_path, use_wal
 from pipeline.training.fold_split import EQUAL_ROWS, Positions
-from pipeline.training.sampling import sampler
+from pipeline.training.sampling import SeededSampler
 from pipeline.training.settings import TrainSettings
-from pipeline.training.sqlite import spare_the_disk, sqlite_path, use_wal
 
-_INPUTS = "inputs"
+_INPUTS, _LOCK = "inputs", "lock"
+"""User attributes of a study: what it was started with; the name of its lock, which no other study has."""
+
+_ATTEMPTS, _PAUSE = 5, 0.5
+"""How often the tables of a new database are tried to be made, and the seconds between."""
 
 
 def study_inputs(settings: TrainSettings, **digests: str) -> dict[str, Any]:
@@ -47,32 +56,40 @@ def study_name(settings: TrainSettings, inputs: Mapping[str, Any]) -> str:
 
 @contextmanager
 def open_study(settings: TrainSettings, name: str, inputs: Mapping[str, Any]) -> Iterator[optuna.Study]:
-    """Create a study or resume it, alone.
+    """Create a study or resume it.
 
-    Trials that a killed process left running are failed, and their parameters enqueued again.
+    On SQLite this process has it to itself: trials that a killed process left running are failed, and their
+    parameters enqueued again. On a database server other processes may drive it, too: see `companions`.
 
     Raises
     ------
     ConfigError
-        Another process drives the study, or it was started with other inputs.
+        The storage cannot be used, another process holds the study, or it was started with other inputs.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _alone(settings.storage, name):
-        storage = optuna.storages.RDBStorage(settings.storage)
-        if sqlite_path(settings.storage):
-            spare_the_disk(storage.engine)
+    with _usable(settings.storage), _alone(settings.storage, name):
         study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=_storage(settings.storage),
             direction="minimize",
             load_if_exists=True,
-            sampler=sampler(settings, 0),
+            sampler=SeededSampler(settings.seed),
         )
-        _check_inputs(study, inputs)
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(settings.first_parameters)
-        _requeue_interrupted(study)
+        _check_inputs(study, inputs)
+        if sqlite_path(settings.storage):
+            _requeue_interrupted(study)
         yield study
+
+
+def lock_of(study: optuna.Study, settings: TrainSettings) -> str | None:
+    """Name of the lock that this process holds on an open study; None on a database server."""
+    if sqlite_path(settings.storage) is None:
+        return None
+    if _LOCK not in study.user_attrs:
+        study.set_user_attr(_LOCK, str(uuid.uuid4()))
+    return str(study.user_attrs[_LOCK])
 
 
 def fold_groups(study: optuna.Study, groups: Positions | None) -> Positions | None:
@@ -103,7 +120,8 @@ def _alone(storage: str, name: str) -> Iterator[None]:
             yield
     except Timeout:
         raise ConfigError(
-            f"study {name}: must be driven by one process, and another one holds it; wait, or give --study NAME"
+            f"another process is driving study {name}. Wait until it finishes, start another with --study NAME, "
+            "or let both share the study on a database server: see `storage`."
         ) from None
 
 
@@ -127,7 +145,37 @@ def _changed(known: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
 
 def _requeue_interrupted(study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # First enqueued, then failed: a kill between the two repeats a trial instead of losing it.
-        if trial.params:
-            study.enqueue_trial(trial.params)
-        study.tell(trial.number, state=TrialState.FAIL)
+        requeue(study, trial)
+
+
+@contextmanager
+def _usable(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (*DATABASE_FAILURES, ImportError) as error:
+        raise ConfigError(
+            f"storage {shown_address(address)} cannot be used ({_reason(error)}). Finished trials are kept: "
+            "run the same command again when it can, or correct `storage`."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    # Optuna says that something failed; what failed stands in the error behind it.
+    cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
+    return first_line(cause)
+
+
+def _storage(address: str) -> RDBStorage:
+    for _ in range(_ATTEMPTS):
+        try:
+            return _opened(address)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(_PAUSE)  # another process is making the tables at this moment
+    return _opened(address)
+
+
+def _opened(address: str) -> RDBStorage:
+    storage = RDBStorage(address)
+    if sqlite_path(address):
+        spare_the_disk(storage.engine)
+    return storage

@@ -8,19 +8,24 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from requests.exceptions import RequestException
 
 from pipeline.core.errors import TrackingError, first_line
-from pipeline.training.sqlite import sqlite_path, use_wal
+from pipeline.training.databases import sqlite_path, use_wal
+from pipeline.training.heartbeat import repeating
 
 STUDY = "study"
 """Tag of a run: its Optuna study."""
+
+HEARTBEAT, LOCK = "heartbeat", "study_lock"
+"""Tags of a parent run: when its process last gave a sign of life; the lock of the study that it holds."""
 
 AWAY = (MlflowException, RequestException, OSError)
 """What a tracking server that is slow or away raises."""
@@ -30,12 +35,21 @@ _DRAWN_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
 @contextmanager
-def parent_run(experiment: str, study: str) -> Iterator[mlflow.ActiveRun]:
-    """Open the parent run of a training, and end it as what happened: FINISHED, FAILED or KILLED.
+def parent_run(
+    experiment: str, study: str, *, lock: str | None, heartbeat: float, stale_after: float
+) -> Iterator[mlflow.ActiveRun]:
+    """Open the parent run of a training, and end it as FINISHED, FAILED or KILLED.
 
-    Under ``mlflow run`` it is the run that MLflow made; else a new one in `experiment`, unless the variables
-    ``MLFLOW_EXPERIMENT_NAME`` or ``MLFLOW_EXPERIMENT_ID`` name another. A run of the same study that a kill left
-    RUNNING is marked KILLED.
+    Under ``mlflow run`` it is the run that MLflow made; otherwise a new one in `experiment`, unless the variables
+    ``MLFLOW_EXPERIMENT_NAME`` or ``MLFLOW_EXPERIMENT_ID`` name another. Runs of the same study whose processes are
+    gone, but which are still RUNNING, are marked KILLED.
+
+    Parameters
+    ----------
+    lock
+        Name of the study's lock, held by this process: another run with it cannot be alive. None without a lock.
+    heartbeat, stale_after
+        Seconds between two heartbeats of this run; seconds without one after which another run counts as dead.
 
     Raises
     ------
@@ -45,17 +59,18 @@ def parent_run(experiment: str, study: str) -> Iterator[mlflow.ActiveRun]:
     _be_quiet()
     try:
         _choose_experiment(experiment)
-        run = mlflow.start_run(run_name=None if "MLFLOW_RUN_ID" in os.environ else f"train {study}")
+        name = None if "MLFLOW_RUN_ID" in os.environ else f"train {study}"
+        run = mlflow.start_run(run_name=name, tags=_life_tags(study, lock))
         if _DRAWN_NAME.fullmatch(run.info.run_name or ""):
             mlflow.set_tag(MLFLOW_RUN_NAME, f"train {study}")
         if path := sqlite_path(mlflow.get_tracking_uri()):
             use_wal(path)
-        mlflow.set_tag(STUDY, study)
-        _end_abandoned(run, study)
+        _end_abandoned(run, study, lock, stale_after)
     except AWAY as error:
         raise _unreachable(error) from None
     try:
-        yield run
+        with repeating(lambda: _beat(run), heartbeat):
+            yield run
     except AWAY as error:
         _end("FAILED")
         raise _unreachable(error) from error
@@ -107,11 +122,39 @@ def _choose_experiment(experiment: str) -> None:
         mlflow.set_experiment(experiment)
 
 
-def _end_abandoned(run: mlflow.ActiveRun, study: str) -> None:
+def _life_tags(study: str, lock: str | None) -> dict[str, str]:
+    tags = {STUDY: study, HEARTBEAT: _now().isoformat(timespec="seconds")}
+    return tags if lock is None else {**tags, LOCK: lock}
+
+
+def _beat(run: mlflow.ActiveRun) -> None:
+    mlflow.MlflowClient().set_tag(run.info.run_id, HEARTBEAT, _now().isoformat(timespec="seconds"))
+
+
+def _end_abandoned(mine: mlflow.ActiveRun, study: str, lock: str | None, stale_after: float) -> None:
     client = mlflow.MlflowClient()
-    for other in search_runs(client, run.info.experiment_id, f"tags.{STUDY} = '{study}' AND status = 'RUNNING'"):
-        if other.info.run_id != run.info.run_id:
-            client.set_terminated(other.info.run_id, "KILLED")
+    running = search_runs(client, mine.info.experiment_id, f"tags.{STUDY} = '{study}' AND status = 'RUNNING'")
+    alive = {mine.info.run_id} | {
+        run.info.run_id for run in running if _is_alive(run.data.tags, lock, stale_after)
+    }
+    for run in running:
+        # A trial's run lives as long as its parent.
+        if run.data.tags.get(MLFLOW_PARENT_RUN_ID, run.info.run_id) not in alive:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_alive(tags: Mapping[str, str], lock: str | None, stale_after: float) -> bool:
+    if lock is not None and tags.get(LOCK) == lock:
+        return False
+    try:
+        last = datetime.fromisoformat(tags[HEARTBEAT])
+        return (_now() - last).total_seconds() <= stale_after
+    except (KeyError, ValueError, TypeError):  # a run of release 0.1, or a tag that somebody changed
+        return False
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def search_runs(client: mlflow.MlflowClient, experiment: str, condition: str) -> list[Any]:

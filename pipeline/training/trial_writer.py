@@ -42,6 +42,7 @@ class TrialWriter:
         self._client = mlflow.MlflowClient()
         self._children: dict[int, tuple[str, str]] | None = None
         self._waiting: queue.Queue[FrozenTrial | None] = queue.Queue()
+        self._put: set[int] = set()
         self._problem: Exception | None = None
         self._abandoned = threading.Event()
         self._done = threading.Event()
@@ -50,8 +51,10 @@ class TrialWriter:
         self._thread.start()
 
     def put(self, trial: FrozenTrial) -> None:
-        """Have a finished trial written; returns at once."""
-        self._waiting.put(trial)
+        """Have a finished trial written, once; returns at once."""
+        if trial.number not in self._put:
+            self._put.add(trial.number)
+            self._waiting.put(trial)
 
     def close(self, patience: float) -> None:
         """Wait until everything is written, for at most `patience` seconds.

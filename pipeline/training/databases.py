@@ -1,17 +1,26 @@
-"""Make SQLite quick enough to write each trial to, for Optuna and MLflow alike."""
+"""Tell SQLite databases from others, and make them quick enough to write each trial to."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 
 
 def sqlite_path(address: str) -> Path | None:
     """File behind a SQLAlchemy address; None if it is not SQLite."""
     prefix = "sqlite:///"
     return Path(address.removeprefix(prefix)) if address.startswith(prefix) else None
+
+
+def shown_address(address: str) -> str:
+    """SQLAlchemy address without the password that it may hold."""
+    try:
+        return make_url(address).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(not an address)"
 
 
 def use_wal(path: Path) -> None:

@@ -23,6 +23,7 @@ _ROOT_TEXTS = {
 _SOURCES = {page: name for name, page in _ROOT_TEXTS.items()}
 _PACKAGES = ("pipeline", "service")
 _LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")  # a colon: another site
+_TEST = re.compile(r"`(test_\w+)`")
 _FOREIGN = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"')
 
 
@@ -40,6 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Point links to files of the repository at their pages, and drop those to files that have none."""
     made = page.file.src_uri
+    if made == "promises.md":
+        _require_tests(markdown)
     source = _SOURCES.get(made, f"docs/{made}")
 
     def link(found: re.Match[str]) -> str:
@@ -58,6 +61,13 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
     if foreign := _FOREIGN.search(output):
         raise PluginError(f"{page.file.src_uri} loads {foreign[0]} from another host. Put the file into docs/")
     return output
+
+
+def _require_tests(markdown: str) -> None:
+    """Refuse promises whose tests do not exist."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (_ROOT / "tests").glob("*.py"))
+    if absent := set(_TEST.findall(markdown)) - set(re.findall(r"def (test_\w+)", sources)):
+        raise PluginError(f"promises.md: no such tests: {', '.join(sorted(absent))}. Correct the names")
 
 
 def _page_of(path: str) -> str | None:

@@ -26,6 +26,9 @@ INPUT = "input."
 
 _VALIDATOR = TypeAdapter(DecisionRecord)
 
+_ALWAYS = ["time", "request_id", "model", "probability", "status"]
+"""Columns that a frame without a row has, too."""
+
 
 @dataclass(frozen=True)
 class LoggedDecisions:
@@ -117,9 +120,7 @@ def _flat(record: DecisionRecord) -> dict[str, Any]:
 
 
 def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame.from_records(records)
-    if frame.empty:
-        return frame
+    frame = pd.DataFrame.from_records(records) if records else pd.DataFrame(columns=_ALWAYS)
     frame["time"] = pd.to_datetime(frame["time"], utc=True)
     # Files are those of workers: only the time puts their lines in order.
     return frame.sort_values("time", kind="stable", ignore_index=True)

@@ -1,4 +1,4 @@
-"""The address of a Dask scheduler in, a client out whose workers run this very code."""
+"""Connect to a running Dask cluster, and have its workers run this code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def connect(address: str) -> Iterator[Any]:
     Raises
     ------
     ClusterError
-        No scheduler answers there, or it has no workers.
+        No scheduler answers at that address, or it has no workers.
     """
     from distributed import Client
 
@@ -30,12 +30,12 @@ def connect(address: str) -> Iterator[Any]:
         client = Client(address, timeout=5)
     except (OSError, ValueError) as error:
         reason = first_line(error)
-        raise ClusterError(f"cluster.address {address}: no Dask scheduler answers ({reason}); start one") from None
+        raise ClusterError(
+            f"no Dask scheduler answers at {address} ({reason}). Start it, or correct cluster."
+        ) from None
     with client, tempfile.TemporaryDirectory() as folder:
         if not client.nthreads():
-            raise ClusterError(
-                f"cluster.address {address}: the cluster has no workers; start `dask worker {address}`"
-            )
+            raise ClusterError(f"the cluster at {address} has no workers. Start one: dask worker {address}")
         client.upload_file(_zipped_package(Path(folder)))
         yield client
 
@@ -55,7 +55,7 @@ def cluster_failures() -> Iterator[None]:
         yield
     except (OSError, CancelledError, KilledWorker) as error:
         raise ClusterError(
-            f"the cluster broke off ({type(error).__name__}); look at its log, and run again"
+            f"the connection to the cluster broke ({type(error).__name__}). Look at its log, and run again."
         ) from None
 
 
@@ -70,7 +70,7 @@ def _zipped_package(folder: Path) -> str:
 
 
 class ClusterSettings(Settings):
-    """A running Dask cluster; its workers need the packages of this project, not its code."""
+    """A running Dask cluster; its workers need the libraries of this project, not its code."""
 
     address: str = Field(pattern=r"^(tcp|tls|ws|wss|ucx|inproc)://")
     """Address of the scheduler."""

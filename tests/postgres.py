@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,29 +21,29 @@ _LIMIT = 60.0
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """Run a server with an empty database; yields its SQLAlchemy address. Skips the test where there is none."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
-    programs, user = _programs(), _unprivileged()
-    data, port = folder / "postgres", free_port()
-    data.mkdir()
-    if os.getuid() == 0:
-        shutil.chown(data, "postgres")
-    _make_reachable(data)
-    make = [f"{programs}/initdb", "-D", str(data), "-U", "tests", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
-    subprocess.run([*user, *make], check=True, capture_output=True, cwd="/")
-    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "port": port}
-    settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    # Ends with the tests, whatever ends them.
-    serve = [*user, "--pdeathsig=INT", f"{programs}/postgres", "-D", str(data), *settings]
-    with (folder / "postgres.log").open("wb") as log:
-        server = subprocess.Popen(serve, cwd="/", stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait_until_it_answers(programs, port, server, folder / "postgres.log")
-        yield f"postgresql+psycopg://tests@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)  # at once, whoever is still connected
-        server.wait(30)
+    programs, user, port = _programs(), _unprivileged(), free_port()
+    # Not in pytest's folder, which pytest closes to all other users whenever it starts.
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        data, log = f"{folder}/data", Path(folder, "log")
+        if os.getuid() == 0:
+            shutil.chown(folder, "postgres")
+        make = [f"{programs}/initdb", "-D", data, "-U", "tests", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
+        subprocess.run([*user, *make], check=True, capture_output=True, cwd="/")
+        options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "port": port}
+        settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        # Ends with the tests, whatever ends them.
+        serve = [*user, "--pdeathsig=INT", f"{programs}/postgres", "-D", data, *settings]
+        with log.open("wb") as output:
+            server = subprocess.Popen(serve, cwd="/", stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_it_answers(programs, port, server, log)
+            yield f"postgresql+psycopg://tests@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)  # at once, whoever is still connected
+            server.wait(30)
 
 
 def _programs() -> Path:
@@ -60,13 +61,6 @@ def _unprivileged() -> list[str]:
         return ["setpriv"]
     user = pwd.getpwnam("postgres")
     return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-
-
-def _make_reachable(data: Path) -> None:
-    """Let another user pass through the folders above: pytest makes them private."""
-    for folder in data.parents:
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
 
 
 def _wait_until_it_answers(programs: Path, port: int, server: subprocess.Popen[bytes], log: Path) -> None:

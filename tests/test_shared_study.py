@@ -26,9 +26,9 @@ TRIALS = 10
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """Address of a PostgreSQL database, empty at first."""
-    with postgres(tmp_path_factory.mktemp("server")) as address:
+    with postgres() as address:
         yield address
 
 

@@ -1,1 +1,1 @@
-"""Labels and probabilities become metrics and figures."""
+"""Judge a model: metrics and figures from labels and probabilities."""

@@ -1,4 +1,4 @@
-"""Labels, probabilities, a booster or a study in, figures for people out."""
+"""Draw what a model does, what it looks at, and how the search for it went."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels and probabilities of default in, the metrics by which a model is judged out."""
+"""Compute the metrics by which a model is judged from labels and probabilities of default."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from pipeline.core.settings import Request
 
 
 class TrainRequest(Request):
-    """Flags of ``train``; None: what ``train.yaml`` says."""
+    """Flags of ``train``; None where ``train.yaml`` decides."""
 
     config: Path | None = None
-    """File of the settings; None: ``train.yaml`` of the conf folder."""
+    """Settings file; None for ``train.yaml`` of the conf folder."""
     schema_file: Path | None = None
-    """The data contract; None: ``schema.yaml`` of the conf folder."""
+    """Data contract; None for ``schema.yaml`` of the conf folder."""
     data: str | None = None
     trials: int | None = None
     workers: int | None = None

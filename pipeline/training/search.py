@@ -121,7 +121,9 @@ def _tell(study: optuna.Study, trial: Trial, future: Future[Timed]) -> None:
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         reason = first_line(error)
-        raise ClusterError(f"trial {trial.number} with {trial.params}: its evaluation failed: {reason}") from error
+        raise ClusterError(
+            f"the evaluation of trial {trial.number} failed ({reason}); its parameters were {trial.params}"
+        ) from error
     # Another process fails a trial whose heartbeats stopped, as on a laptop that slept, and makes it again.
     with suppress(UpdateFinishedTrialError):
         record_evaluation(trial, timed)

@@ -32,7 +32,7 @@ def fit_streamed(
     Raises
     ------
     ClusterError
-        The cluster cannot be reached, or broke off.
+        The cluster cannot be reached, or its connection broke.
     """
     share = share_of(settings, schema, found)
     if settings.cluster is None:
@@ -78,7 +78,7 @@ def _train_on_cluster(client: Any, share: Share, parameters: dict[str, Any], rou
         return xgb.Booster(model_file=bytearray(client.gather(futures)[0]))
     except xgb.core.XGBoostError as error:  # one worker is lost, and the others notice it inside XGBoost
         raise ClusterError(
-            f"a worker failed while training: {first_line(error)}; look at its log, and run again"
+            f"a worker failed while training ({first_line(error)}). Look at its log, and run again."
         ) from None
     finally:
         with suppress(xgb.core.XGBoostError):

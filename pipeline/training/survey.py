@@ -1,4 +1,4 @@
-"""One pass over a long table: every row validated, each row's side decided, a sample drawn."""
+"""Read a long table once: validate every row, decide its side, and draw a sample to search on."""
 
 from __future__ import annotations
 

@@ -175,6 +175,6 @@ def _end(status: str) -> None:
 
 def _unreachable(error: Exception) -> TrackingError:
     return TrackingError(
-        f"{mlflow.get_tracking_uri()}: MLflow must answer and accept what is logged ({first_line(error)}); "
-        "the study keeps its finished trials: run the same command again when it does"
+        f"MLflow at {mlflow.get_tracking_uri()} does not answer, or refuses what is logged ({first_line(error)}). "
+        "The study keeps its finished trials: run the same command again when it does."
     )

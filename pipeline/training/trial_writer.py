@@ -70,8 +70,8 @@ class TrialWriter:
         self._abandoned.set()
         reason = first_line(self._problem) if self._problem else "it is slow"
         raise TrackingError(
-            f"{mlflow.get_tracking_uri()}: MLflow must answer within {patience:g} s, {self._pending()} trials are "
-            f"not written ({reason}); the study keeps them: run the same command again later"
+            f"MLflow at {mlflow.get_tracking_uri()} did not answer within {patience:g} s: {self._pending()} trials"
+            f" are not written ({reason}). The study keeps them: run the same command again later."
         )
 
     def _pending(self) -> int:

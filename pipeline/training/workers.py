@@ -1,4 +1,4 @@
-"""Training rows in, a pool out that evaluates parameters: in this process, in many, or on a Dask cluster."""
+"""Evaluate parameters in this process, in worker processes of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pool(Protocol):
     Attributes
     ----------
     slots
-        Evaluations to be submitted at the same time.
+        How many evaluations to keep submitted.
     """
 
     slots: int
@@ -47,7 +47,7 @@ def open_pool(folds: FoldSet, workers: int | None, cluster: ClusterSettings | No
     Parameters
     ----------
     workers
-        Parallel evaluations, at most one for each core of this machine; None: one for each.
+        Parallel evaluations, at most one for each core of this machine; None: one for each core.
     cluster
         A running Dask cluster to use instead of this machine; it evaluates one set of parameters a thread.
 
@@ -73,7 +73,7 @@ def open_pool(folds: FoldSet, workers: int | None, cluster: ClusterSettings | No
 def begin_to_start(workers: int | None, cluster: ClusterSettings | None) -> None:
     """Start the process that local workers are forked off, if there will be any: see `open_pool`.
 
-    It imports what they need while the caller goes on; asked again, it does nothing.
+    It imports what they need while the caller goes on. A second call does nothing.
     """
     if cluster is None and _parallel(workers) > 1:
         multiprocessing.get_context("forkserver").set_forkserver_preload(

@@ -141,9 +141,7 @@ def _earlier(current: Promotion | None, number: int | None) -> Promotion:
             )
         return found
     if current is None or current.previous not in known:
-        raise PromotionRefused(
-            "nothing was promoted before; promote a version with `promote --version N`"
-        )
+        raise PromotionRefused("nothing was promoted before; promote a version with `promote --version N`")
     return known[current.previous]
 
 

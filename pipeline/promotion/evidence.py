@@ -113,9 +113,7 @@ def _parts(stored: Stored) -> Parts:
 
 def _parameter(version: ModelVersion, name: str) -> str:
     if name not in version.parameters:
-        raise TrackingError(
-            f"{version.tag}: its run does not record {name}; promote one that `train` registered"
-        )
+        raise TrackingError(f"{version.tag}: its run does not record {name}; promote one that `train` registered")
     return version.parameters[name]
 
 

@@ -1,4 +1,4 @@
-"""Compare running servers by medians over interleaved rounds, so that a noisy machine disturbs all of them alike."""
+"""Compare running servers by medians over interleaved rounds: a noisy machine then disturbs all of them alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped data in, a folder of Parquet files of any length out, to try things at scale.
+"""Make a folder of Parquet files of any length from the shipped data, to try things at scale.
 
     python -m benchmarks.big_table FOLDER --rows 20000000
 

@@ -1,4 +1,4 @@
-"""A running service in, proof that no request hurts it out: schemathesis over its documents, then Hypothesis.
+"""Look for requests that hurt a running service: schemathesis over its documents, then Hypothesis.
 
     python -m benchmarks.edges http://127.0.0.1:3000 --bodies 20000
 
@@ -52,7 +52,7 @@ class Client:
 
 
 def is_valid(body: bytes, schema: Schema) -> bool:
-    """Whether a body is one application by the contract, told without pydantic."""
+    """Whether a body is one application by the contract, decided without pydantic."""
     repeated: list[str] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A running service under long load in, what happened to its memory and to its requests out."""
+"""Watch the memory and the answers of a service under long load, with promotions in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the serving benchmark in, PNG files out."""
+"""Draw the serving benchmark as PNG files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ready-made HTTP requests in, latencies and answers out: a bounded keep-alive load client.
+"""A bounded keep-alive load client: it sends ready-made HTTP requests, and keeps latencies and answers.
 
 It speaks just enough HTTP/1.1 (answers with a Content-Length) to cost the machine little beside the server::
 

@@ -1,4 +1,4 @@
-"""Running servers in, medians over interleaved rounds out: what a noisy machine does, it does to all of them."""
+"""Compare running servers by medians over interleaved rounds: a noisy machine then disturbs all of them alike."""
 
 from __future__ import annotations
 

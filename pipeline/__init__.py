@@ -1,6 +1,6 @@
 """Credit risk, from raw rows to a promoted model.
 
-The packages, from the top down; each imports only what stands below it::
+The packages, from the top down; each imports only those below it::
 
     __main__        the commands: flags, one step, a report
     training        tune, train, evaluate and register a candidate

@@ -18,7 +18,7 @@ from pipeline.core.settings import CONF_VARIABLE, parse_settings
 from pipeline.report import Report
 
 DEFAULT = "default"
-"""MLproject cannot leave a parameter out: this word stands for a flag that is not given."""
+"""MLproject cannot leave a parameter out: this word means that the flag is not given."""
 
 
 class Step(NamedTuple):
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     _train(_command(commands, "train", "tune, train, evaluate and register a candidate"))
-    _promote(_command(commands, "promote", "judge a candidate and, if it passes, make the service answer with it"))
-    _rollback(_command(commands, "rollback", "go back to an earlier promoted version"))
+    _promote(_command(commands, "promote", "judge a candidate and, if it passes, promote it"))
+    _rollback(_command(commands, "rollback", "return to an earlier promoted version"))
     _command(commands, "status", "show what is promoted, and the history")
     _sync(_command(commands, "sync", "make this machine follow MLflow's champion"))
     _score(_command(commands, "score", "decide on every row of a table"))
@@ -232,5 +232,5 @@ if __name__ == "__main__":
         code = main()
         sys.stdout.flush()
         sys.exit(code)
-    # What is left in the buffer has nowhere to go: let the interpreter not try again at its end.
+    # The rest of the buffer has no reader: keep the interpreter from writing it again when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -107,7 +107,7 @@ class CreditRiskClassifier:
         return answer
 
     async def __is_ready__(self) -> bool:
-        """Tell ``/readyz`` whether a version is serving."""
+        """Whether a version is serving, for ``/readyz``."""
         return self._core.version() is not None
 
     @bentoml.on_shutdown
@@ -136,7 +136,7 @@ def make_service(inner: type[CreditRiskClassifier], name: str, workers: int | No
 
 
 def _unwanted() -> set[type]:
-    """Give BentoML's middlewares that ``conf/serve.yaml`` leaves off and BentoML's configuration cannot."""
+    """BentoML's middlewares that ``conf/serve.yaml`` switches off and BentoML's configuration cannot."""
     from bentoml._internal.server.http.traffic import TimeoutMiddleware
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 

@@ -43,7 +43,7 @@ def supervise() -> None:
 
 
 def end_with_supervisor() -> None:
-    """Let this worker end, once it has answered what is under way, when its supervisor does.
+    """Let this worker end when its supervisor does, after it has answered the requests in progress.
 
     A process that was not started by ``bentoml serve`` is left alone.
     """

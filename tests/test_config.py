@@ -63,7 +63,7 @@ def changed(tmp_path: Path, name: str, path: list[str], value: object) -> Path:
             Policy,
             ["thresholds", "maybe_above"],
             0.9,
-            "maybe_above must not exceed declined_above",
+            "maybe_above is 0.9, greater than declined_above, 0.5",
         ),
         (
             "serve.yaml",
@@ -123,7 +123,7 @@ def test_flags_win_over_the_file() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("trials: 5\ntrials: 6\n", "'trials' stands twice"),
+        ("trials: 5\ntrials: 6\n", "'trials' is given twice"),
         ("- 1\n", "must hold a mapping"),
         ("a: [1\n", "not valid YAML"),
     ],

@@ -1,4 +1,4 @@
-"""One application in, the mapping that DictVectorizer takes out, written by hand for this one table."""
+"""The mapping that DictVectorizer takes, written by hand for this one table."""
 
 from __future__ import annotations
 

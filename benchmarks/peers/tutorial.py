@@ -1,4 +1,4 @@
-"""The course's service on BentoML's first API: JSON in, a runner in a process of its own predicts, JSON out."""
+"""The course's service on BentoML's first API, with a runner in a process of its own."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ class StoreError(PipelineError):
 
 
 class PointerUnreadable(StoreError):
-    """The system does not let the promoted pointer be read, so that nobody knows what is promoted."""
+    """The promoted pointer exists but cannot be read, so the promoted version is unknown."""
 
 
 class PromotionRefused(PipelineError):
-    """The gate, another promotion under way or a failed check refused a promotion."""
+    """A promotion was refused: by the gate, by a failed check, or because another one is in progress."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line; its class where it says nothing."""
+    """Return the first line of a library's error message, or the name of its class if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -38,13 +38,13 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 class NotRegularFile(ValueError):
-    """A FIFO, socket, device or folder stands where a file is expected."""
+    """Found a FIFO, socket, device or folder instead of a file."""
 
 
 def read_regular_file(path: Path, limit: int | None = None) -> bytes:
-    """Read a file, and nothing that could block or never end.
+    """Read a regular file; refuse anything that could block or never end.
 
-    To open a FIFO waits for its writer, so the file is opened without blocking and looked at before it is read.
+    Opening a FIFO waits for its writer, so the file is opened without blocking and checked before it is read.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def read_regular_file(path: Path, limit: int | None = None) -> bytes:
 
 
 def access_denied(error: PermissionError) -> str:
-    """Say who may not read what, and who must be allowed to."""
+    """Name the file that may not be read, and the user who must be allowed to read it."""
     return f"{error.filename}: permission denied; user {os.geteuid()} must be allowed to read it"
 
 
@@ -100,7 +100,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def umask() -> int:
-    """The bits that this process leaves out of the modes of new files."""
+    """Return the permission bits that this process withholds from new files."""
     mask = os.umask(0o077)  # there is no way to read it without setting it
     os.umask(mask)
     return mask

@@ -18,14 +18,17 @@ class Thresholds(Settings):
     """Where one decision ends and the next begins, as probabilities of default in [0, 1]."""
 
     maybe_above: float = Field(ge=0, le=1)
-    """Above it a person looks at the application (MAYBE); up to it, it is APPROVED."""
+    """Above it, a person decides (MAYBE); up to it, the application is APPROVED."""
     declined_above: float = Field(ge=0, le=1)
-    """Above it the application is DECLINED."""
+    """Above it, the application is DECLINED."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.maybe_above > self.declined_above:
-            raise ValueError("maybe_above must not exceed declined_above")
+            raise ValueError(
+                f"maybe_above is {self.maybe_above:g}, greater than declined_above, {self.declined_above:g}; "
+                "lower it, or raise declined_above"
+            )
         return self
 
 

@@ -76,14 +76,14 @@ def version_home(tag: str) -> Path:
 
 
 def read_pointer(name: str = MODEL_NAME) -> Promotion | None:
-    """Read what is promoted; None if nothing is.
+    """Read the promoted pointer; None if nothing is promoted.
 
     Raises
     ------
     PointerUnreadable
-        The system does not let it be read: no permission, no free file descriptor, a disk error.
+        It exists but cannot be read: no permission, no free file descriptor, a disk error.
     StoreError
-        It was read, but is no pointer.
+        It can be read, but is not a pointer.
     """
     path = pointer_path(name)
     try:
@@ -93,7 +93,7 @@ def read_pointer(name: str = MODEL_NAME) -> Promotion | None:
     except PermissionError as error:
         raise PointerUnreadable(access_denied(error)) from error
     except OSError as error:
-        raise PointerUnreadable(f"{path}: cannot be read: {error.strerror}") from error
+        raise PointerUnreadable(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # ValidationError is one
         found = type(error).__name__ if isinstance(error, ValidationError) else str(error)
         raise StoreError(f"{path}: not a promoted pointer ({found}); promote again, or roll back") from None
@@ -145,8 +145,8 @@ def history_path(name: str = MODEL_NAME) -> Path:
 def promotions(name: str = MODEL_NAME) -> list[Promotion]:
     """Every stored version that was ever promoted here, with the digests that it must have: last promoted first.
 
-    Each tag stands once. The first is the promoted version if the pointer is whole; those after it are what to
-    fall back on. Folders are not looked at: a version may have been removed or altered since.
+    Each tag occurs once. The first is the promoted version if the pointer is whole; the others are what to fall
+    back on. The folders are not checked: a version may have been removed or altered since.
     """
     newest: dict[str, Promotion] = {}
     for promotion in reversed(history(name).promotions):

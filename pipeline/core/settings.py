@@ -1,4 +1,4 @@
-"""YAML files in ``conf/`` in, frozen settings out; an unknown or wrong key names the key and what is allowed."""
+"""Read YAML files of the conf folder into frozen settings; an error names the key and what is allowed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def parse_settings(model: type[ModelT], values: Mapping[str, Any], source: str) 
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read one YAML mapping; a key that stands twice is an error, not a silent overwrite."""
+    """Read one YAML mapping; a key that is given twice is an error, not a silent overwrite."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -94,7 +94,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -110,7 +110,7 @@ def _explain(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
     # YAML knows lists; that they become tuples here is of no interest to who wrote one.
     message = str(detail["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list")
     received = "" if isinstance(detail["input"], dict) else f", received {detail['input']!r}"
-    return f"{where or 'the file'}: {message}{received}"
+    return f"{where}: {message}{received}" if where else f"{message}{received}"
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

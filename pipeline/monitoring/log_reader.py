@@ -1,4 +1,4 @@
-"""COMMAND decisions: read the service's decision log into a DataFrame, for monitoring and audits."""
+"""The decisions command: read the service's decision log into a DataFrame, for monitoring and audits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LoggedDecisions:
     broken_lines
         Lines that are no decision: cut short by a crash, or damaged.
     first_broken
-        Where the first of them stands, such as ``decisions-0.jsonl, line 7``; None if all are whole.
+        Position of the first of them, such as ``decisions-0.jsonl, line 7``; None if there are none.
     """
 
     frame: pd.DataFrame
@@ -79,7 +79,7 @@ def read_decisions(folder: str | Path, since: datetime | None = None, model: str
     files = [path for path in sorted(Path(folder).glob(DECISION_FILE.format("*"))) if path.is_file()]
     if not files:
         raise DataError(
-            f"{folder}: holds no decision log; name decision_log.folder of the service's conf/serve.yaml"
+            f"{folder}: holds no decision log; name the folder in decision_log.folder of the service's serve.yaml"
         )
     earliest = _aware(since) if since else None
     records: list[dict[str, Any]] = []
@@ -159,10 +159,10 @@ def _report(found: LoggedDecisions, output: Path | None) -> Report:
     if len(frame):
         data |= {"from": frame["time"].min().isoformat(), "to": frame["time"].max().isoformat()}
         lines[0] += f" from {data['from']} to {data['to']}"
-    for tag, told in data["models"].items():
-        shares = ", ".join(f"{status} {told['statuses'][status] / told['decisions']:.1%}" for status in STATUSES)
-        mean = f"mean probability of default {told['mean_probability']:.3f}"
-        lines.append(f"  {tag}: {told['decisions']} decisions: {shares}; {mean}")
+    for tag, facts in data["models"].items():
+        shares = ", ".join(f"{status} {facts['statuses'][status] / facts['decisions']:.1%}" for status in STATUSES)
+        mean = f"mean probability of default {facts['mean_probability']:.3f}"
+        lines.append(f"  {tag}: {facts['decisions']} decisions: {shares}; {mean}")
     if found.broken_lines:
         count = (
             "1 line is no decision and was"

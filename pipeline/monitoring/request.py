@@ -1,4 +1,4 @@
-"""What the monitoring commands are asked to do."""
+"""Requests of the monitoring commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DecisionsRequest(Request):
     folder: Path | None = None
     """The decision log; None: ``decision_log.folder`` of ``serve.yaml``."""
     since: datetime | None = None
-    """Leave out what is older; UTC unless it says otherwise."""
+    """Leave out what is older; without a time zone it is UTC."""
     model: str | None = None
     """Only decisions of this tag."""
     output: Path | None = None

@@ -20,7 +20,7 @@ CURE = "`python -m pipeline sync` moves the alias when MLflow is back"
 
 
 def settle(promotion: Promotion) -> int | None:
-    """Let the alias `CHAMPION` and the version's tags say what this machine promoted.
+    """Point the alias `CHAMPION` at what this machine promoted, and tag the version.
 
     The alias moves only from what it named before the promotion: if it names anything else, somebody has
     promoted since, and theirs is the newer word. Nor does it move if this machine has promoted something else
@@ -53,11 +53,11 @@ def settle(promotion: Promotion) -> int | None:
 
 
 def settle_noting(promotion: Promotion) -> list[str]:
-    """Settle, and say in notes what could not be done: the promotion counts already."""
+    """Move the alias, and return notes on what could not be done: the promotion counts already."""
     if is_settled(promotion):
         return []
     try:
-        return _told(promotion, settle(promotion))
+        return _notes(promotion, settle(promotion))
     except (PipelineError, OSError) as error:
         return [f"{error}; {CURE}"]
 
@@ -79,8 +79,8 @@ def settle_earlier() -> None:
 class BackgroundSettling:
     """`settle` in a process of its own, which imports MLflow while this one does other work.
 
-    A rollback is for emergencies: neither the import of MLflow nor a server that hangs may delay it. A process
-    that is not done when the command ends goes on without it, for at most `seconds` in all.
+    A rollback is for emergencies: neither the import of MLflow nor a server that hangs may delay it. If the
+    process is not done when the command ends, it continues alone, for at most `seconds` in all.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class BackgroundSettling:
             self._process.communicate()
 
     def settle(self, promotion: Promotion, seconds: float) -> list[str]:
-        """Have the alias moved, wait for it at most so long, and say in notes what is not done."""
+        """Have the alias moved, wait at most `seconds` for it, and return notes on what could not be done."""
         self._asked = True
         try:
             output, _ = self._process.communicate(promotion.model_dump_json(), timeout=max(0.1, seconds))
@@ -116,11 +116,11 @@ class BackgroundSettling:
             ]
         except ValueError:
             answer = {"error": f"MLflow at {shown_address()} could not be asked"}
-        return [f"{answer['error']}; {CURE}"] if "error" in answer else _told(promotion, answer["champion"])
+        return [f"{answer['error']}; {CURE}"] if "error" in answer else _notes(promotion, answer["champion"])
 
 
 def main() -> None:
-    """Be the process of `BackgroundSettling`: one promotion on stdin, one JSON object on stdout."""
+    """Run as the process of `BackgroundSettling`: read a promotion from stdin, write a JSON object to stdout."""
     signal.alarm(max(1, round(float(sys.argv[1]))))  # whatever hangs, this process ends
     with contextlib.suppress(TrackingError), asking():
         pass  # imports MLflow and opens its store, while the other process looks at the stored model
@@ -141,7 +141,7 @@ def _answer(text: str) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _told(promotion: Promotion, named: int | None) -> list[str]:
+def _notes(promotion: Promotion, named: int | None) -> list[str]:
     if named in {promotion.version, None}:
         return []
     return [f"MLflow's champion is v{named}, promoted elsewhere: the next sync follows it"]

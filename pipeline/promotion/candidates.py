@@ -1,4 +1,4 @@
-"""Which version a promotion is about, and where its files come from."""
+"""Find the version that a promotion is about, and get its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEST_BY = "test_log_loss"
 
 
 def chosen(request: PromoteRequest) -> ModelVersion:
-    """The version that the flags name.
+    """Return the version that the flags name.
 
     Raises
     ------
@@ -75,12 +75,12 @@ def is_same(promotion: Promotion, version: ModelVersion) -> bool:
 
 
 def staged(version: ModelVersion, bench: Path) -> Stored:
-    """The version as it stands in the store if it is whole there, else staged from MLflow.
+    """Open the version in the store if it is whole there; otherwise stage it from MLflow.
 
     Raises
     ------
     TrackingError
-        MLflow's model cannot be had, or a file of it is not the one that was logged.
+        MLflow's model cannot be downloaded, or a file of it is not the one that was logged.
     StoreError
         It cannot be staged.
     """

@@ -28,7 +28,7 @@ from pipeline.report import Report
 
 
 def promote(request: PromoteRequest) -> Report:
-    """Judge a candidate and, if the gate lets it pass, make it the version that answers.
+    """Judge a candidate and, if it passes the gate, promote it.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _judge_and_promote(
 def _promoted_already(
     current: Promotion, candidate: ModelVersion, seen: bytes | None, settings: PromoteSettings
 ) -> Report:
-    """The candidate is promoted: change nothing, unless its folder is not whole."""
+    """Change nothing, as the candidate is promoted; but store it again if its folder is not whole."""
     if is_intact(current.tag, current.digests):
         return unchanged(current, f"{current.tag} is promoted already, since {current.since}; nothing to do")
     promotion, notes = bring_in(candidate, "promote: its stored files were absent or altered", seen, settings)
@@ -131,17 +131,17 @@ def bring_in(
 
 
 def _earlier(current: Promotion | None, number: int | None) -> Promotion:
-    """The promotion to go back to."""
+    """Return the promotion to go back to."""
     known = {promotion.tag: promotion for promotion in promotions()}
     if number is not None:
         found = next((one for one in known.values() if one.version == number), None)
         if found is None:
             raise PromotionRefused(
-                f"version {number} was never promoted on this machine; promote it with --version {number}"
+                f"version {number} was never promoted on this machine; run `promote --version {number}`"
             )
         return found
     if current is None or current.previous not in known:
-        raise PromotionRefused("nothing was promoted before; promote a version with --version N")
+        raise PromotionRefused("nothing was promoted before; promote a version with `promote --version N`")
     return known[current.previous]
 
 
@@ -156,7 +156,9 @@ def _check_whole(target: Promotion) -> None:
     try:
         open_bundle(folder, target.digests).check_golden()
     except StoreError as error:
-        raise PromotionRefused(f"{target.tag} is not what it was when it was promoted: {error}; {cure}") from error
+        raise PromotionRefused(
+            f"{target.tag} is not what it was when it was promoted ({error}); {cure}"
+        ) from error
 
 
 def _why(command: str, reason: str | None) -> str:

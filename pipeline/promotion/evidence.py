@@ -62,14 +62,14 @@ def gather(
     Returns
     -------
     tuple
-        The evidence, and one sentence that says on what it rests.
+        The evidence, and one sentence on what it is based.
 
     Raises
     ------
     DataError
         The table is absent or breaks the candidate's contract.
     TrackingError
-        The candidate's run does not say how its rows were held out.
+        The candidate's run does not record how its rows were held out.
     """
     source = data or _parameter(candidate, DATA)
     parts = _parts(stored)
@@ -113,7 +113,7 @@ def _parts(stored: Stored) -> Parts:
 
 def _parameter(version: ModelVersion, name: str) -> str:
     if name not in version.parameters:
-        raise TrackingError(f"{version.tag}: its run must say {name}, and does not; train with this project")
+        raise TrackingError(f"{version.tag}: its run does not record {name}; promote one that `train` registered")
     return version.parameters[name]
 
 
@@ -124,7 +124,7 @@ def _held_out(
         seed, share = int(parameters[SEED]), float(parameters[TEST_SHARE])
     except (KeyError, ValueError):
         raise TrackingError(
-            f"{tag}: its run must say {SEED} and {TEST_SHARE}, and does not; train with this project"
+            f"{tag}: its run does not record {SEED} and {TEST_SHARE}; promote one that `train` registered"
         ) from None
     return is_test_row(frame, schema, seed, share)
 

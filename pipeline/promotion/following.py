@@ -25,7 +25,7 @@ from pipeline.report import Report
 
 
 def sync(request: SyncRequest) -> Report:
-    """Make this machine's store serve what MLflow's ``champion`` names, once or until told to end.
+    """Bring MLflow's ``champion`` into this machine's store and promote it, once or until a signal ends it.
 
     Raises
     ------
@@ -53,12 +53,12 @@ def _follow(settings: PromoteSettings) -> Report:
 
 
 def _watch(settings: PromoteSettings, seconds: float) -> Report:
-    """Follow until SIGINT or SIGTERM. A round that fails is told once, and tried again."""
+    """Follow until SIGINT or SIGTERM. A failure is reported once, and the round is tried again."""
     stop = threading.Event()
-    told = ""
+    shown = ""
     while not stop.is_set():
         with _ending_at_a_signal(stop):
-            told = _tell(_round(settings), told)
+            shown = _show(_round(settings), shown)
             stop.wait(seconds)
     current = read_pointer()
     return Report("stopped following", promotion_data(current, changed=False) if current else {"promoted": None})
@@ -69,7 +69,7 @@ def _round(settings: PromoteSettings) -> str:
         return first_line_of(_follow(settings))
     except PipelineError as error:
         return f"error: {error}"
-    except Exception as error:  # whatever a server sends, the next round asks again
+    except Exception as error:  # whatever a server sends: the next round asks again
         return f"error: {type(error).__name__}: {first_line(error)}"
 
 
@@ -79,12 +79,12 @@ def first_line_of(report: Report) -> str:
 
 
 class _Stopped(BaseException):
-    """A signal ended a round that was waiting for something."""
+    """A signal ended a round that was waiting."""
 
 
 @contextmanager
 def _ending_at_a_signal(stop: threading.Event) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end what is waited for, but no change of the store half-way."""
+    """Let SIGINT and SIGTERM interrupt any waiting, but never a change of the store."""
 
     def end(*_: object) -> None:
         stop.set()
@@ -102,8 +102,8 @@ def _ending_at_a_signal(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, lambda *_: stop.set())
 
 
-def _tell(line: str, told: str) -> str:
-    if line != told:
+def _show(line: str, shown: str) -> str:
+    if line != shown:
         sys.stderr.write(f"{now()} {line}\n")
         sys.stderr.flush()
     return line

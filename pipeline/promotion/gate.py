@@ -1,4 +1,4 @@
-"""The gate: apply the rules of ``promote.yaml`` to what is known of a candidate; nothing is read or written."""
+"""The gate: apply the rules of ``promote.yaml`` to the evidence on a candidate. Nothing is read or written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.promotion.settings import ApprovalSettings, ChampionSettings, Prom
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the gate looks at.
+    """Everything that the gate considers.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""A candidate, judged: the gate's verdict, on what it rests, and whether a person overrode it."""
+"""Judge a candidate: the gate's verdict, its basis, and whether a person overrode it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found of a candidate.
+    """The outcome of judging a candidate.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Judgement:
     verdict
         The gate's.
     basis
-        One sentence that says on what the verdict rests.
+        One sentence on what the verdict is based.
     forced
         Whether a person overrode a refusal.
     """
@@ -64,7 +64,7 @@ class Judgement:
         return f"{self.candidate.tag} refused: {self.verdict.reasons()}; {cure}"
 
     def log(self) -> None:
-        """Leave the verdict with the candidate's run, so that a refused candidate shows why.
+        """Log the verdict to the candidate's run, so that MLflow shows why a candidate was refused.
 
         Raises
         ------

@@ -18,15 +18,15 @@ _held = False
 
 
 def work_home(name: str = MODEL_NAME) -> Path:
-    """Hidden folder for the lock and for what is not in the store yet: on its filesystem, outside its listings."""
+    """Hidden folder for the lock and for staged versions: on the store's filesystem, outside its listings."""
     return store_home() / f".{name}"
 
 
 @contextlib.contextmanager
 def promotion_lock(seconds: float, name: str = MODEL_NAME) -> Iterator[None]:
-    """Hold the right to change what is promoted on this machine.
+    """Hold the lock that every change of the promoted version needs.
 
-    The kernel releases it when the process ends, however it ends.
+    The kernel releases it when the process ends, for whatever reason.
 
     Parameters
     ----------

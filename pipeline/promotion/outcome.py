@@ -1,4 +1,4 @@
-"""What the promotion commands report."""
+"""Reports of the promotion commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the promotion commands are asked to do."""
+"""Requests of the promotion commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PromotionRequest(Request):
 
     @property
     def settings_file(self) -> Path:
-        """Where the settings stand."""
+        """The file of the settings."""
         return self.config or self.conf / "promote.yaml"
 
 

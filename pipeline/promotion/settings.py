@@ -22,7 +22,7 @@ class ChampionSettings(Settings):
     resamples: int = Field(ge=100)
     """Bootstrap resamples."""
     rows: int = Field(ge=100)
-    """Holdout rows in a resample at most; more of them are thinned evenly."""
+    """Maximum holdout rows in a resample; a longer holdout is thinned evenly."""
     decision_flips: float = Field(ge=0, le=1)
     """Share of holdout applicants whose decision may differ from the champion's."""
 
@@ -42,22 +42,22 @@ class PromoteSettings(Settings):
     data: str | None
     """Labelled table whose held-out rows judge; null: the table that the candidate was trained on."""
     holdout_rows: int = Field(ge=1)
-    """Held-out rows at least."""
+    """Minimum held-out rows."""
     at_least: dict[Metric, float]
     """Metric on the holdout → floor."""
     at_most: dict[Metric, float]
     """Metric on the holdout → ceiling."""
     against_champion: ChampionSettings
     milliseconds: float = Field(gt=0)
-    """Longest time of scoring one application."""
+    """Maximum time to score one application."""
     megabytes: float = Field(gt=0)
-    """Largest stored model."""
+    """Maximum size of the stored model."""
     approval_ratio: ApprovalSettings
     keep: int = Field(ge=2)
     """Versions kept in the store; the promoted and the previous one always are."""
     lock_seconds: float = Field(ge=0)
-    """How long to wait for another command that changes what is promoted on this machine."""
+    """How long to wait for another promotion on this machine."""
     alias_seconds: float = Field(gt=0)
     """How long MLflow's alias is given to follow a rollback, in the background; then the next `sync` moves it."""
     rollback_seconds: float = Field(gt=0)
-    """How long a rollback takes at most while MLflow does not answer; it then ends, with a note."""
+    """Maximum duration of a rollback if MLflow does not answer; it then ends with a note."""

@@ -1,4 +1,4 @@
-"""Stage a logged model as a BentoML model: written, opened and queried before it may enter the store."""
+"""Stage a logged model as a BentoML model: write, open and query it before it may enter the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stored:
     digests
         Sha256 of each of its files.
     bundle
-        What opening it gave.
+        The opened model.
     """
 
     tag: str
@@ -70,7 +70,7 @@ def stage(model: OpenedModel, tag: str, bench: Path, metadata: Mapping[str, str]
 
 
 def reopen(tag: str, digests: Mapping[str, str]) -> Stored | None:
-    """Open a version that is in the store already; None if it is absent or not what it was."""
+    """Open a version that is in the store already; None if it is absent or altered."""
     try:
         folder = version_home(tag)
         return Stored(tag, folder, digests, open_bundle(folder, digests))
@@ -102,7 +102,9 @@ def _save(model: OpenedModel, tag: str, bench: Path, metadata: Mapping[str, str]
         raise
     except Exception as error:  # XGBoost's and BentoML's own errors share no base
         reason = first_line(error)
-        raise StoreError(f"{tag}: cannot be saved as a BentoML model: {reason}; check space and rights") from error
+        raise StoreError(
+            f"{tag}: cannot be saved as a BentoML model ({reason}); check disk space and permissions"
+        ) from error
     finally:
         BentoMLContainer.model_store.reset()
     name, _, version = tag.partition(":")

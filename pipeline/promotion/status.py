@@ -17,7 +17,7 @@ def status(_: StatusRequest) -> Report:
     Raises
     ------
     StoreError
-        The pointer is not one.
+        The pointer is damaged.
     """
     promoted, known = read_pointer(), history()
     data: dict[str, Any] = {"promoted": None, "history": [one.model_dump() for one in known.promotions]}
@@ -32,7 +32,7 @@ def status(_: StatusRequest) -> Report:
 def _status_text(promoted: Promotion, known: History) -> str:
     alias = "follows" if is_settled(promoted) else "does not follow yet: `python -m pipeline sync`"
     whole = versions.is_intact(promoted.tag, promoted.digests)
-    cure = f"ABSENT OR ALTERED: `python -m pipeline promote --version {promoted.version}` stores them again"
+    cure = f"MISSING OR ALTERED: `python -m pipeline promote --version {promoted.version}` stores them again"
     facts = {
         "promoted": promoted.tag,
         "run": promoted.run_id,

@@ -1,4 +1,4 @@
-"""The folders of stored versions: put in place, put aside, brought back, removed, each by one rename."""
+"""Install, set aside, restore and remove the folders of stored versions, each by one rename."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from pipeline.promotion.lock import work_home
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Turn the disk's errors into one line.
+    """Turn disk errors into one readable line.
 
     Raises
     ------
     StoreError
-        The disk is full, or rights are missing.
+        The disk is full, or a permission is missing.
     """
     try:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise StoreError(
-            f"cannot write to the store: {error.strerror or error}{place}. What was promoted still is; "
-            "free space or give rights, then run it again"
+            f"cannot write to the store: {error.strerror or error}{place}. The promoted version has not changed. "
+            "Free space or correct the permissions, then run the command again"
         ) from error
 
 
 @contextlib.contextmanager
 def workbench() -> Iterator[Path]:
-    """Give an empty folder on the store's filesystem, outside the store, and remove it afterwards.
+    """Make an empty folder on the store's filesystem, outside the store, and remove it afterwards.
 
-    Several commands may each have one. That of a process which was killed is removed by the next command: its lock
-    file is then held by nobody.
+    Several commands may have one each. If a process is killed, nobody holds its lock file, and the next command
+    removes its folder.
     """
     with writing(), _workbench(_benches()) as bench:
         yield bench
@@ -65,7 +65,7 @@ def _workbench(benches: Path) -> Iterator[Path]:
 
 
 def clear() -> None:
-    """Remove what was put aside, and the workbenches of killed commands; call it under the promotion lock."""
+    """Remove what was set aside, and the workbenches of killed commands; call it while holding the lock."""
     shutil.rmtree(_aside(), ignore_errors=True)
     for lock in _benches().glob("bench-*.lock"):
         with contextlib.suppress(FileNotFoundError), lock.open("rb") as file, contextlib.suppress(BlockingIOError):
@@ -75,7 +75,7 @@ def clear() -> None:
 
 
 def is_intact(tag: str, digests: Mapping[str, str]) -> bool:
-    """Whether a stored version has every byte that it was promoted with; nothing is opened."""
+    """Whether a stored version has exactly the bytes that were promoted; nothing is interpreted."""
     return file_digests(version_home(tag)) == dict(digests)
 
 
@@ -100,7 +100,7 @@ def install(folder: Path, tag: str) -> None:
 
 
 def share(folder: Path) -> None:
-    """Give a version the modes of the umask, so that a service which runs as another user can read it.
+    """Set the modes of a version by the umask, so that a service of another user can read it.
 
     BentoML makes its folders private to their owner.
     """

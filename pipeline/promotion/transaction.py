@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def changing(settings: PromoteSettings) -> Iterator[None]:
-    """Hold the lock, with all that an earlier command left undone completed.
+    """Hold the lock, and complete what an earlier command left undone.
 
     Nothing in the block may wait for MLflow, or for anything else outside this machine: a rollback must not wait.
 
@@ -40,7 +40,7 @@ def changing(settings: PromoteSettings) -> Iterator[None]:
     PromotionRefused
         Another command held the lock for too long.
     StoreError
-        The disk is full, or rights are missing.
+        The disk is full, or a permission is missing.
     """
     with store_folders.writing(), promotion_lock(settings.lock_seconds):
         _recover()
@@ -59,7 +59,7 @@ def pointer_state() -> bytes | None:
 
 
 def require_unmoved(seen: bytes | None) -> None:
-    """Discard what was judged if another command has changed what is promoted since; call it under the lock.
+    """Discard the verdict if another command has promoted since; call it while holding the lock.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def enter(
 
 
 def move_to(target: Promotion, why: str, *, forced: bool = False, replaces: list[int] | None = None) -> Promotion:
-    """Move the pointer to a version that stands in the store.
+    """Move the pointer to a version that is in the store.
 
     `replaces` is what MLflow's alias names; None: MLflow was not asked, so what it may name is taken from here.
     """
@@ -110,7 +110,7 @@ def move_to(target: Promotion, why: str, *, forced: bool = False, replaces: list
 
 
 def complete(promotion: Promotion, settings: PromoteSettings) -> list[str]:
-    """Do what follows the pointer on this machine; what cannot be done now is told, and done by the next command.
+    """Do on this machine what follows the pointer; return notes on what is left to the next command.
 
     The promotion counts already: nothing here may undo it.
     """
@@ -146,7 +146,7 @@ def _recover() -> None:
 
 
 def _succeed(target: Promotion, why: str, *, forced: bool, replaces: list[int] | None) -> Promotion:
-    """The promotion of a version after what is promoted now."""
+    """Make the promotion that follows the present one."""
     current = last_known()
     changes: dict[str, Any] = {**_origin(why), "forced": forced, "previous": None, "replaces": replaces or []}
     if current:

@@ -66,7 +66,7 @@ class ModelVersion:
 
 
 def address() -> str:
-    """Where MLflow's registry is: what MLflow was told, else its own variables and default."""
+    """Address of MLflow's registry: the one set in MLflow, else that of its variables, else its default."""
     if mlflow := sys.modules.get("mlflow"):
         with contextlib.suppress(AttributeError):  # it is being imported
             return str(mlflow.get_registry_uri())
@@ -81,9 +81,9 @@ def shown_address() -> str:
 
 
 def is_reachable(seconds: float = 1.0) -> bool:
-    """Whether it is worth importing MLflow: the server's port answers, the database file is there.
+    """Whether MLflow is worth importing: the server's port answers, or the database file exists.
 
-    MLflow would create an absent database, and would wait long for an absent server.
+    MLflow would create an absent database, and wait long for an absent server.
     """
     parts = urlsplit(address())
     if parts.scheme == "sqlite":
@@ -133,7 +133,7 @@ def by_run(run_id: str) -> ModelVersion:
     """
     numbers = _numbers(f"name='{MODEL_NAME}' and run_id='{run_id}'")
     if not numbers:
-        raise TrackingError(f"run {run_id}: registered no version of {MODEL_NAME}; name a run of `train`")
+        raise TrackingError(f"run {run_id} registered no version of {MODEL_NAME}; name a run of `train`")
     return by_number(max(numbers))
 
 
@@ -148,12 +148,12 @@ def lowest(metric: str) -> ModelVersion:
     versions = [by_number(number) for number in sorted(_numbers(f"name='{MODEL_NAME}'"), reverse=True)]
     scored = [version for version in versions if metric in version.metrics]
     if not scored:
-        raise TrackingError(f"{MODEL_NAME}: no version's run logged {metric}; train one first")
+        raise TrackingError(f"no version of {MODEL_NAME} has the metric {metric}; train one first")
     return min(scored, key=lambda version: version.metrics[metric])
 
 
 def log_verdict(version: ModelVersion, document: Mapping[str, Any], tags: Mapping[str, str], file: str) -> None:
-    """Keep what the gate said with the run that it judged: a JSON artifact and tags.
+    """Log the gate's verdict to the run that it judged, as a JSON artifact and tags.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def log_verdict(version: ModelVersion, document: Mapping[str, Any], tags: Mappin
 
 @contextlib.contextmanager
 def asking() -> Iterator[Any]:
-    """MLflow's client; whatever it raises becomes one line."""
+    """Yield MLflow's client; whatever it raises becomes one readable line."""
     if not is_reachable():
         raise TrackingError(f"MLflow at {shown_address()}: {_absence()}, or set MLFLOW_TRACKING_URI")
     for variable, value in _DEFAULTS.items():
@@ -234,8 +234,8 @@ def _version(client: Any, number: int) -> ModelVersion:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise TrackingError(
-                f"MLflow at {shown_address()}: has no {MODEL_NAME} version {number} with its run; "
-                "choose another, or train one"
+                f"MLflow at {shown_address()} has no {MODEL_NAME} version {number}, or not its run; "
+                "choose another version, or train one"
             ) from None
         raise
     return ModelVersion(number, version.run_id, dict(run.params), dict(run.metrics))

@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 
 
 class OpenedModel(NamedTuple):
-    """A logged model whose files are those that were logged.
+    """A logged model, verified.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ def _found(client: Any, uri: str) -> tuple[str, str]:
 
 
 def _resolved(client: Any, uri: str) -> tuple[str, str]:
-    """Name a model exactly, and find its id: an alias becomes the version that it stands for now."""
+    """Return the exact name and the id of a model: an alias becomes the version that it names now."""
     kind, _, rest = uri.partition(":/")
     if kind == "runs" and rest.count("/") == 1:
         return uri, _model_of_run(client, *rest.split("/"))
@@ -197,7 +197,7 @@ def _model_of_run(client: Any, run_id: str, name: str) -> str:
 
 
 def signature(schema: Schema) -> Any:
-    """MLflow signature of the model: the contract's fields in, one probability of default a row out.
+    """MLflow signature of the model: it takes the contract's fields and returns a probability of default per row.
 
     Inputs are declared ``any``: MLflow refuses an int64 column where a double is declared, and a categorical
     column where a string is. The contract checks them instead.

@@ -1,4 +1,4 @@
-"""The MLflow model as code: raw rows as a DataFrame in, probabilities of default out.
+"""The MLflow model as code: its ``predict`` takes raw rows as a DataFrame and returns probabilities of default.
 
 MLflow stores this file with each model and runs it when the model is loaded, so no model holds a pickle.
 """

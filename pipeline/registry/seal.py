@@ -1,6 +1,6 @@
-"""The seal of a logged model: what its files and its answers must be, recorded where its files are not.
+"""The seal of a logged model: digests of its files and its golden answers, kept apart from the files.
 
-Whoever may write MLflow's artifacts must not be able to change what is promoted, or to run code where it is. So
+Somebody who can write MLflow's artifacts must not be able to change what is promoted, or to run code there. So
 ``train`` records the digest of every file of the model, and what the model answers to its golden rows, in the
 tracking database; everything that opens a model compares its files first, and runs no code among them.
 """
@@ -60,13 +60,15 @@ def record_seal(client: Any, model_id: str, golden: Sequence[float], own: Mappin
     Raises
     ------
     TrackingError
-        A file that was given is not the one that stands in the artifact store.
+        A file in the artifact store is not the one that was given.
     """
     with tempfile.TemporaryDirectory() as folder:
         digests = file_digests(_download(client.get_logged_model(model_id).artifact_location, Path(folder)))
         digests.pop(_WRITTEN_BY_MLFLOW, None)
     if changed := [name for name, digest in own.items() if digests.get(name) != digest]:
-        raise TrackingError(f"{', '.join(changed)}: changed in the artifact store while the model was logged")
+        raise TrackingError(
+            f"{', '.join(changed)}: changed in the artifact store while the model was logged; train again"
+        )
     client.set_logged_model_tags(
         model_id, {DIGESTS_TAG: json.dumps(digests), GOLDEN_TAG: json.dumps([float(value) for value in golden])}
     )
@@ -95,7 +97,7 @@ def read_seal(client: Any, model_id: str, shown: str) -> Seal:
 
 
 def unsealed(shown: str) -> TrackingError:
-    """Make the error for a model of which nothing was recorded."""
+    """Make the error for a model without a seal."""
     return TrackingError(
         f"{shown}: the tracking database holds no digests of its files, as for models logged before release 0.2. "
         "Run `python -m pipeline train` again with the same settings: a finished study is refitted at once and "
@@ -137,7 +139,7 @@ def fetch(client: Any, model_id: str, seal: Seal, folder: Path, shown: str) -> M
     ]
     if problems:
         raise TrackingError(
-            f"{shown}: its files must be those that were logged, but {', '.join(problems)}; "
+            f"{shown}: not the files that were logged: {', '.join(problems)}; "
             "restore them in the artifact store, or train again"
         )
     return contents

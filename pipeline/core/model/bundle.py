@@ -1,4 +1,4 @@
-"""A stored model in, what is needed to answer out, with every byte verified before anything interprets it."""
+"""Open a stored model, after every byte of it was verified."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready to answer.
+    """A model that is ready to score.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Bundle:
         worst = self.golden_difference()
         if not worst <= TOLERANCE:
             raise StoreError(
-                f"golden rows: probabilities must agree to {TOLERANCE:g}, differ by {worst:.3g}; "
+                f"golden rows: the answers differ by {worst:.3g} from those recorded, more than {TOLERANCE:g}; "
                 "promote the version again"
             )
 
@@ -117,7 +117,10 @@ def _verified(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
         present = _files_below(folder)
         if present != set(digests):
             odd = ", ".join(sorted(present ^ set(digests)))
-            raise StoreError(f"{folder}: its files must be those that were promoted; absent or unexpected: {odd}")
+            raise StoreError(
+                f"{folder}: not the files that were promoted (absent or unexpected: {odd}); "
+                "restore them, or roll back"
+            )
         contents = {name: _content(folder / name) for name in digests}
     except PermissionError as error:
         raise StoreError(access_denied(error)) from error
@@ -128,7 +131,7 @@ def _verified(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def _files_below(folder: Path) -> set[str]:
-    """List everything below a folder but folders; unlike `Path.rglob`, fail where it may not be read."""
+    """List everything below a folder except folders; unlike `Path.rglob`, fail if a folder may not be read."""
 
     def unless_absent(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The features of an application: what the model sees of it, and what each column means.
+"""The features of an application: what the model sees, and what each column means.
 
 The ``DictVectorizer`` is the contract: :func:`feature_dict` makes the mapping that it takes, and
 ``DictVectorizer.transform`` defines the right answer. The encoders in `pipeline.core.model.encoders` give the same

@@ -1,4 +1,4 @@
-"""Golden rows: made from the contract alone; by its answers to them a model proves that it is what it was."""
+"""Golden rows: applications made from the contract, by whose answers a model is recognised."""
 
 from __future__ import annotations
 

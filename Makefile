@@ -15,7 +15,7 @@ LOCK := --universal --python-version 3.11 --fork-strategy fewest --generate-hash
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train promote rollback status serve ui bento test coverage check docs format bench lock
+.PHONY: help setup train promote rollback status serve ui bento image test image-test coverage check docs format bench lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -54,8 +54,14 @@ ui: setup  ## Compare runs in the MLflow UI on port 5000
 bento: setup  ## Build a Bento of the service with the promoted version
 	python -m pipeline package $(ARGS)
 
+image: setup  ## Build the container image, with docker, podman or buildah
+	python -m pipeline image $(ARGS)
+
 test: setup  ## Run the tests
 	python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+image-test: setup  ## Build the image with each builder found, run it and test it (minutes)
+	python -m pytest -m image tests/test_image.py $(ARGS)
 
 coverage: setup  ## Run the tests and show which lines they miss
 	python -m pytest -n 2 --dist loadgroup --cov --cov-report=term-missing:skip-covered --cov-report=html $(ARGS)

@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export BENTOML_DO_NOT_TRACK ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train promote rollback status serve ui bento test coverage check docs format bench lock
+.PHONY: help setup train promote rollback status serve ui bento image test image-test coverage check docs format bench lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -57,8 +57,14 @@ ui: setup  ## Compare runs in the MLflow UI on port 5000
 bento: setup  ## Build a Bento of the service with the promoted version
 	python -m pipeline package $(ARGS)
 
+image: setup  ## Build the container image, with docker, podman or buildah
+	python -m pipeline image $(ARGS)
+
 test: setup  ## Run the tests
 	python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+image-test: setup  ## Build the image with each builder found, run it and test it (minutes)
+	python -m pytest -m image tests/test_image.py $(ARGS)
 
 coverage: setup  ## Run the tests and show which lines they miss
 	python -m pytest -n 2 --dist loadgroup --cov --cov-report=term-missing:skip-covered --cov-report=html $(ARGS)

@@ -47,6 +47,7 @@ STEPS = {
     "sync": Step("promotion.following:sync", "promotion.request:SyncRequest"),
     "score": Step("scoring.command:run", "scoring.request:ScoreRequest"),
     "package": Step("packaging.bento:run", "packaging.request:PackageRequest"),
+    "image": Step("packaging.image:run", "packaging.request:ImageRequest"),
     "decisions": Step("monitoring.log_reader:run", "monitoring.request:DecisionsRequest"),
 }
 
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _sync(_command(commands, "sync", "make this machine follow MLflow's champion"))
     _score(_command(commands, "score", "decide on every row of a table"))
     _package(_command(commands, "package", "build a Bento that serves the promoted version"))
+    _image(_command(commands, "image", "build a container image that serves the promoted version"))
     _decisions(_command(commands, "decisions", "read the service's decision log"))
     return parser
 
@@ -217,6 +219,23 @@ def _score(parser: argparse.ArgumentParser) -> None:
 
 def _package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unpinned", action="store_true", help="no model inside: it serves a mounted store only")
+
+
+def _image(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--builder", choices=("docker", "podman", "buildah"), help="default: the first of them that works")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--bento", metavar="TAG", help="build from this Bento (default: from a new one)")
+    source.add_argument("--unpinned", action="store_true", help="no model inside: it serves a mounted store only")
+    add("--base", metavar="IMAGE", help="image with Python to build on (default: that of the container file)")
+    add("--tag", metavar="NAME", help="name of the image (default: the Bento's tag)")
+    add(
+        "--option",
+        dest="options",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a further option of the builder, such as network=host; may be given several times",
+    )
 
 
 def _decisions(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -71,6 +72,84 @@ def test_requirements_are_hashed_and_free_of_the_training_side(bento: Path) -> N
     )
     installed = (bento / "env/python/requirements.txt").read_text()
     assert all(f"{package}==" in installed for package in packages)
+
+
+@pytest.fixture
+def builders(project: Project, tmp_path: Path) -> Builders:
+    """No builder on the PATH but those that a test puts there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    env = {**project.env, "PATH": os.pathsep.join([str(folder), str(BIN), "/usr/lib/absent"])}
+    return Builders(folder, Project(project.folder, env))
+
+
+@dataclass(frozen=True)
+class Builders:
+    """Stand-ins for docker, podman and buildah, and a project whose commands find only them."""
+
+    folder: Path
+    project: Project
+
+    def put(self, name: str, script: str = "") -> None:
+        """Install one that notes how it was called, then runs a script."""
+        path = self.folder / name
+        noted = 'echo "$BUILDAH_FORMAT $DOCKER_BUILDKIT" "$@" >> "$0.calls"'
+        path.write_text(f'#!/bin/sh\n{noted}\ncase "$1" in images) echo "804 MB";; esac\n{script}\n')
+        path.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        """How it was called: each call is a line."""
+        return (self.folder / f"{name}.calls").read_text().splitlines()
+
+    def image(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the image command."""
+        return self.project.pipeline("image", *arguments, check=False)
+
+
+def test_image_is_built_from_the_bento_by_the_first_builder_that_works(builders: Builders, bento: Path) -> None:
+    tag = f"credit_risk_classifier:{bento.name}"
+    builders.put("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+    builders.put("podman", '[ "$1" != build ] || echo progress')
+    builders.put("buildah")
+    done = builders.image("--json", "--bento", tag, "--base", "python:3.12-slim", "--option", "network=host")
+    assert done.returncode == 0, done.stderr
+    expected = {"image": tag, "builder": "podman", "size": "804 MB", "bento": tag}
+    assert json.loads(done.stdout) == {**expected, "pinned": "credit_risk_model:v1"}
+    assert "progress" in done.stderr  # of the build, while it runs
+    build = next(call for call in builders.calls("podman") if " build " in call)
+    options = f"--file {bento}/env/docker/Dockerfile --tag {tag} --build-arg=BASE=python:3.12-slim --network=host"
+    assert build == f"docker 1 build {options} {bento}"
+
+
+def test_image_command_builds_a_bento_if_none_is_named(builders: Builders) -> None:
+    builders.put("docker")
+    done = builders.image("--unpinned", "--tag", "risk:1")
+    assert done.returncode == 0, done.stderr
+    assert "Built risk:1 with docker" in done.stdout
+    assert "pinned  nothing" in done.stdout
+    assert "804 MB" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("scripts", "arguments", "said"),
+    [
+        ({}, [], "docker: No such file or directory"),
+        ({}, [], "install or start docker, podman or buildah"),
+        ({"podman": "echo 'no such runtime' >&2; exit 1"}, ["--builder", "podman"], "podman: no such runtime"),
+        ({"docker": "[ $1 != build ] || exit 3"}, [], "docker could not build the image"),
+        ({"docker": ""}, ["--bento", "credit_risk_classifier:absent"], "`bentoml list`"),
+    ],
+)
+def test_image_command_says_in_one_line_why_it_failed(
+    builders: Builders, bento: Path, scripts: dict[str, str], arguments: list[str], said: str
+) -> None:
+    for name, script in scripts.items():
+        builders.put(name, script)
+    named = [] if "--bento" in arguments else ["--bento", f"credit_risk_classifier:{bento.name}"]
+    done = builders.image(*arguments, *named)
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_container_file_runs_as_a_user_checks_health_and_has_no_compiler(bento: Path) -> None:

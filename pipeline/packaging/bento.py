@@ -1,4 +1,4 @@
-"""The promoted version and the service in, a Bento out: code, locked requirements, container file, model."""
+"""The package command: build a Bento from the service, its locked requirements and the promoted version."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ def _summary(built: dict[str, Any], promotion: Promotion | None) -> str:
     if promotion:
         lines.append(f"  BENTOML_HOME={path}/src/{PINNED} bentoml serve {path}   answers with the pinned version")
     lines.append(f"  bentoml serve {tag}   answers with the version promoted on this machine")
-    lines.append(f"  bentoml containerize {tag}   makes the image")
+    lines.append(f"  python -m pipeline image --bento {tag}   builds its container image")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from typing import Any
 
 from locust import FastHttpUser, constant, task
 
-from pipeline.core.contract.requests import RequestValidators
+from pipeline.core.contract.requests import request_validator
 from pipeline.core.contract.schema import Schema
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def applications() -> list[dict[str, Any]]:
     schema = Schema.load(PROJECT / "conf/schema.yaml")
     with (PROJECT / "data/credit_risk.csv").open(newline="") as file:
         rows = [_application(row, schema) for row in csv.DictReader(file)]
-    validate = RequestValidators.of(schema).application.validate_python
+    validate = request_validator(schema).validate_python
     return [row for row in rows if _is_valid(row, validate)]
 
 

@@ -21,7 +21,7 @@ import orjson
 import pyarrow as pa
 import xgboost as xgb
 
-from pipeline.core.contract.requests import RequestValidators, valid_columns
+from pipeline.core.contract.requests import request_validator, valid_columns
 from pipeline.core.contract.schema import Schema
 from pipeline.core.model import encoders
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
@@ -92,17 +92,18 @@ def row_encoder() -> Trick:
 
 def batch_by_columns() -> Trick:
     """A batch checked and encoded by columns, against pydantic and `RowEncoder`: the share of the plain way."""
-    schema, body = _schema(), json.dumps(_rows()[:BATCH_ROWS]).encode()
+    schema, rows = _schema(), _rows()[:BATCH_ROWS]
+    body = orjson.dumps(rows)
     vectorizer = make_vectorizer(schema)
     by_rows, by_columns = RowEncoder(schema, vectorizer), FrameEncoder(schema, vectorizer)
-    validate: Callable[[bytes], list[dict[str, Any]]] = RequestValidators.of(schema).batch.validator.validate_json
+    validate = request_validator(schema).validate_python
 
     def ours() -> None:
         columns = valid_columns(orjson.loads(body), schema)
         assert columns is not None
         by_columns.transform_values(columns, BATCH_ROWS)
 
-    plain, fast = _seconds(lambda: by_rows.transform(validate(body)), ours)
+    plain, fast = _seconds(lambda: by_rows.transform(map(validate, orjson.loads(body))), ours)
     return Trick(f"valid_columns, {BATCH_ROWS} rows, of parsing and encoding them", plain, fast, plain)
 
 

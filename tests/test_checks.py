@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -97,3 +99,52 @@ def test_strange_labels_are_found(schema: Schema, values: list[str | None], rule
     found = list(label_violations(pa.array(values), schema.target))
     assert [(str(item), item.rows.tolist()) for item in found] == ([(rule, rows)] if rule else [])
     assert all(item.column == "status" for item in found)
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table])
+def test_truth_values_are_no_numbers(schema: Schema, kind: Any) -> None:
+    rows = [True, False, None] if kind is pa.table else [True, False, True]
+    (found,) = violations(kind({"age": rows}), schema)
+    assert str(found) == "age: must be a number, not true or false"
+    assert found.rows.tolist() == [row is not None for row in rows]
+
+
+def test_absent_columns_do_not_hide_what_is_wrong_with_the_others(schema: Schema) -> None:
+    found = violations(pa.table({"seniority": [1, 61], "price": [0.0, 5.0]}), schema)
+    assert [(str(item), item.rows.tolist()) for item in found] == [
+        ("seniority: must be in [0, 60]", [False, True]),
+        ("price: must be in [1, 1e+06]", [True, False]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("age", 18, ""),
+        ("age", 100, ""),
+        ("age", 17.999, "must be in [18, 100]"),
+        ("age", 100.001, "must be in [18, 100]"),
+        ("age", float("inf"), "must be in [18, 100]"),
+        ("age", 18.5, "must be a whole number"),
+        ("age", None, "must not be missing"),
+        ("expenses", 18.5, ""),
+        ("income", None, ""),
+        ("income", -0.1, "must be in [0, 100000]"),
+        ("home", "rent", ""),
+        ("home", None, "must not be missing"),
+        ("job", "astronaut", "must be one of fixed, partime, freelance, others, unk"),
+    ],
+)
+def test_each_rule_of_a_column(schema: Schema, column: str, value: Any, rule: str) -> None:
+    found = [item.rule for item in violations(pa.table({column: [value]}), schema)]
+    expected = [rule] if rule else []
+    assert [item for item in found if item != "must be a whole number" or value == 18.5] == expected
+
+
+def test_absent_columns_are_all_told(schema: Schema) -> None:
+    with pytest.raises(DataError) as error:
+        check_columns(pa.table({"home": ["rent"]}), schema, labelled=True)
+    assert str(error.value) == (
+        "required columns are absent: seniority, time, age, marital, records, job, expenses, amount, price, "
+        "status; rename them, or adapt the schema file"
+    )

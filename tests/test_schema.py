@@ -14,6 +14,10 @@ import yaml
 from pipeline.core.contract.schema import Schema, load_schema
 from pipeline.core.errors import ConfigError
 
+NO_CATEGORIES = "^a field of kind category needs a list of distinct categories$"
+NO_NUMBER = "^min, max, missing and monotone belong to numbers, not to kind category$"
+COLON = r"^categories must not contain ':' \(repeated keys are found by counting colons\)$"
+
 
 def changed(schema: Schema, field: str, **changes: Any) -> dict[str, Any]:
     document = schema.document()
@@ -37,19 +41,34 @@ def changed(schema: Schema, field: str, **changes: Any) -> dict[str, Any]:
         ("income", {"missing": [-1]}, "codes in missing must lie within"),
         ("income", {"missing": [0, 100001]}, "codes in missing must lie within"),
         ("home", {"categories": "rent"}, "Input should be a valid list, received 'rent'"),
-        ("home", {"categories": []}, "needs a list of distinct categories"),
-        ("home", {"categories": ["rent", "rent", "owner"]}, "needs a list of distinct categories"),
-        ("home", {"min": 0}, "belong to numbers"),
-        ("home", {"max": 0}, "belong to numbers"),
-        ("home", {"missing": [0]}, "belong to numbers"),
-        ("home", {"monotone": "increasing"}, "belong to numbers"),
-        ("home", {"example": "tent"}, "the example must be one of the categories"),
-        ("home", {"categories": ["owner", "a:b"]}, "must not contain ':'"),
+        ("home", {"categories": []}, NO_CATEGORIES),
+        (
+            "home",
+            {"categories": ["rent", "rent", "owner"]},
+            NO_CATEGORIES,
+        ),
+        ("home", {"min": 0}, NO_NUMBER),
+        ("home", {"max": 0}, NO_NUMBER),
+        ("home", {"missing": [0]}, NO_NUMBER),
+        (
+            "home",
+            {"monotone": "increasing"},
+            NO_NUMBER,
+        ),
+        ("home", {"example": "tent"}, "^the example must be one of the categories$"),
+        (
+            "home",
+            {"categories": ["owner", "a:b"]},
+            COLON,
+        ),
     ],
 )
 def test_incoherent_field_is_refused(schema: Schema, field: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"fields\.{field}.*: .*{message}"):
+    with pytest.raises(ConfigError) as error:
         load_schema(changed(schema, field, **changes))
+    where, _, said = str(error.value).removeprefix("the model's contract: ").partition(": ")
+    assert where.startswith(f"fields.{field}")
+    assert re.search(message, said)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +127,46 @@ def test_the_positive_label_counts_as_one(schema: Schema, table: Any) -> None:
     labels = schema.labels(table)
     assert labels.dtype == np.float32
     assert labels.tolist() == [0, 1]
+
+
+def test_a_contract_travels_as_plain_values_without_its_defaults() -> None:
+    document = {
+        "name": "small",
+        "target": {"name": "label", "negative": 0, "positive": 1},
+        "fields": {
+            "age": {
+                "kind": "integer",
+                "min": 18.0,
+                "max": 100.0,
+                "description": "A.",
+                "example": 30,
+                "missing": [99],
+            },
+            "home": {"kind": "category", "categories": ["own", "rent"], "description": "H.", "example": "own"},
+        },
+        "ratios": {"half": {"expression": "age / 2", "description": "Half."}},
+    }
+    found = load_schema(document).document()
+    assert found == document
+    assert type(found["fields"]["home"]["categories"]) is list
+
+
+def test_an_error_in_a_models_contract_says_where_it_is(schema: Schema) -> None:
+    with pytest.raises(ConfigError, match=r"^the model's contract: fields\.age: "):
+        load_schema(changed(schema, "age", min=101))
+
+
+def test_several_reserved_names_are_all_told(schema: Schema, tmp_path: Path) -> None:
+    document = schema.document()
+    document["fields"] |= dict.fromkeys(["model", "decision"], document["fields"]["price"])
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    with pytest.raises(ConfigError) as error:
+        Schema.load(tmp_path / "schema.yaml")
+    assert str(error.value) == (
+        f"{tmp_path}/schema.yaml: model, decision: "
+        "`score` adds columns of the names probability, decision, model, "
+        "rejected_row, rejected_because; rename the column, in the table and here"
+    )
 
 
 def test_a_table_without_labels_has_none(schema: Schema) -> None:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.contract.requests import RequestValidators
+from pipeline.core.contract.requests import request_validator
 from pipeline.core.contract.schema import Schema, load_schema
 from service.answering.bodies import BodyParser
 from service.answering.core import Core
@@ -20,13 +20,12 @@ from tests.testkit import PROJECT
 
 SCHEMA = Schema.load(PROJECT / "conf/schema.yaml")
 EXAMPLE = SCHEMA.example()
-VALIDATORS = RequestValidators.of(SCHEMA)
 LIMITS = yaml.safe_load((PROJECT / "conf/serve.yaml").read_text())["limits"]
 
 
 def body_parser(schema: Schema) -> BodyParser:
     """The parser of a contract's bodies, within the shipped limits."""
-    return BodyParser(schema, LimitSettings(**LIMITS), RequestValidators.of(schema))
+    return BodyParser(schema, LimitSettings(**LIMITS), request_validator(schema))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import xgboost as xgb
 
 from pipeline.core.contract.checks import violations
-from pipeline.core.contract.requests import RequestValidators
+from pipeline.core.contract.requests import request_validator
 from pipeline.core.contract.schema import Schema
 from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
@@ -75,7 +75,7 @@ def test_golden_rows_come_from_the_contract_keep_it_and_are_always_the_same(sche
     rows = golden_rows(schema)
     assert rows == golden_rows(schema)
     assert not list(violations(pd.DataFrame(rows), schema))
-    validate = RequestValidators.of(schema).application.validate_python
+    validate = request_validator(schema).validate_python
     for row in rows:
         validate(row)
     for name, field in schema.fields.items():

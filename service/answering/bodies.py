@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import numpy as np
 import orjson
 from pydantic import ValidationError
+from pydantic_core import SchemaValidator
 
-from pipeline.core.contract.requests import RequestValidators, Values, valid_columns
+from pipeline.core.contract.requests import Values, valid_columns
 from pipeline.core.contract.schema import Schema
 from service.answering.refusal import MOST_DETAILS, Detail, Refusal, contract_refusal, detail, details_of
 from service.settings import LimitSettings
@@ -61,14 +62,14 @@ class BodyParser:
         The contract.
     limits
         ``limits`` of ``conf/serve.yaml``.
-    validators
+    validator
         Of the contract.
     """
 
-    def __init__(self, schema: Schema, limits: LimitSettings, validators: RequestValidators) -> None:
+    def __init__(self, schema: Schema, limits: LimitSettings, validator: SchemaValidator) -> None:
         self._schema = schema
         self._limits = limits
-        self._validate = validators.application.validator.validate_json
+        self._validate = validator.validate_json
         self._most_values = _most_values(schema)
         self._shortest_row = _shortest_row(schema)
         message = f"An application has at most {len(schema.fields)} keys and no lists"

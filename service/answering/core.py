@@ -176,7 +176,7 @@ class Core:
         before = self.promoted.served
         same = before is not None and before.model.schema.digest == bundle.schema.digest
         model = ServedModel(
-            promotion, bundle, self.settings, self.policy, before.model.validators if before and same else None
+            promotion, bundle, self.settings, self.policy, before.model.validator if before and same else None
         )
         return Version(model, self._batcher(model))
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from pydantic_core import SchemaValidator
 
-from pipeline.core.contract.requests import RequestValidators
+from pipeline.core.contract.requests import request_validator
 from pipeline.core.model.bundle import BOOSTER_FILE, Bundle
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.explainer import Explainer, Reason
@@ -53,8 +54,8 @@ class ServedModel:
         ``conf/serve.yaml``.
     policy
         ``conf/policy.yaml``.
-    validators
-        Those of the version before, if it had the same contract; None: compile them.
+    validator
+        That of the version before, if it had the same contract; None: compile it.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class ServedModel:
         bundle: Bundle,
         settings: ServeSettings,
         policy: Policy,
-        validators: RequestValidators | None = None,
+        validator: SchemaValidator | None = None,
     ) -> None:
         self.promotion = promotion
         self.schema = bundle.schema
-        self.validators = validators or RequestValidators.of(bundle.schema)
+        self.validator = validator or request_validator(bundle.schema)
         self.explainer = Explainer(bundle)
         self.journal_members = self._journal_members(policy)
-        self._bodies = BodyParser(self.schema, settings.limits, self.validators)
+        self._bodies = BodyParser(self.schema, settings.limits, self.validator)
         self._bundle = bundle
         self._settings = settings
         self._thresholds = policy.thresholds

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Annotated, Any, Literal, NotRequired, Self, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, ConfigDict, FailFast, TypeAdapter, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, WithJsonSchema
 from pydantic import Field as PydanticField
-from pydantic_core import PydanticKnownError
+from pydantic_core import CoreConfig, PydanticKnownError, SchemaValidator
 from typing_extensions import TypedDict
 
 from pipeline.core.contract.schema import Field, Schema
@@ -20,30 +19,16 @@ from pipeline.core.contract.schema import Field, Schema
 Values = Sequence[Any] | npt.NDArray[np.float64]
 """Values of one field, one a row."""
 
-_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class RequestValidators:
-    """The contract's rules for request bodies, compiled by pydantic; compiling takes milliseconds.
+def request_validator(schema: Schema) -> SchemaValidator:
+    """Compile the contract's rules for the body of one application; it takes milliseconds.
 
-    Attributes
-    ----------
-    application
-        Validates one application, and gives it as a dictionary.
-    batch
-        Validates an array of applications; it stops at the first row that breaks the contract.
+    Its errors do not show what was received: an applicant's values belong in no log.
     """
-
-    application: TypeAdapter[dict[str, Any]]
-    batch: TypeAdapter[list[dict[str, Any]]]
-
-    @classmethod
-    def of(cls, schema: Schema) -> Self:
-        """Compile the rules of a contract."""
-        application = _application(schema)
-        batch = cast("Any", Annotated[list[application], FailFast()])  # type: ignore[valid-type]
-        return cls(TypeAdapter(application), TypeAdapter(batch))
+    # pydantic passes the setting on from a model, but not from a typed dictionary.
+    return SchemaValidator(TypeAdapter(_application(schema)).core_schema, CoreConfig(hide_input_in_errors=True))
 
 
 def request_document(schema: Schema) -> dict[str, Any]:
@@ -60,7 +45,7 @@ def valid_columns(rows: Sequence[Any], schema: Schema) -> dict[str, Values] | No
     Returns
     -------
     dict
-        Only if `RequestValidators.batch` accepts every row, unchanged. Field name → its values, shape (n,):
+        Only if `request_validator` accepts every row, unchanged. Field name → its values, shape (n,):
         numbers as float64, NaN where a row has none; categories as they are, None where a row has none.
     """
     found: dict[str, Values] = {}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.contract.checks import violations
-from pipeline.core.contract.columns import as_numbers, equals, is_empty, names, pick, positions
+from pipeline.core.contract.columns import as_numbers, equals, is_empty, names, pick, positions, rows_between
 from pipeline.core.contract.schema import Field, Schema
 from tests.testkit import PROJECT
 
@@ -116,3 +116,10 @@ def test_column_in_chunks_is_one_column() -> None:
     assert names(table) == ["a"]
     assert as_numbers(pick(table, "a")).tolist() == [1, 2, 3]
     assert pick(table, "b") is None
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"a": range(6)}), pa.table({"a": list(range(6))})])
+def test_rows_between_two_positions(table: Any) -> None:
+    column = pick(rows_between(table, 2, 4), "a")
+    assert column is not None
+    assert as_numbers(column).tolist() == [2, 3]

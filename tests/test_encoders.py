@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction import DictVectorizer
 
 from pipeline.core.contract.requests import valid_columns
-from pipeline.core.contract.schema import Field, Schema
+from pipeline.core.contract.schema import Field, Schema, load_schema
 from pipeline.core.model.encoders import FrameEncoder, RowEncoder
 from pipeline.core.model.features import Matrix, feature_dict, make_vectorizer
 from tests.testkit import PROJECT
@@ -144,3 +144,17 @@ def test_encoding_many_rows_equals_encoding_each(rows: list[dict[str, Any]]) -> 
         by_columns = FrameEncoder(SCHEMA, vectorizer).transform_values(columns, len(some))
         by_rows = RowEncoder(SCHEMA, vectorizer).transform(some)
         np.testing.assert_array_equal(by_columns.view(np.uint32), by_rows.view(np.uint32))
+
+
+def test_a_category_that_is_not_stated_has_no_column() -> None:
+    document = SCHEMA.document()
+    document["fields"]["home"]["optional"] = True
+    schema = load_schema(document)
+    rows = [{**schema.example(), "home": home} for home in (None, "rent", None, "owner")]
+    vectorizer = make_vectorizer(schema)
+    expected = vectorizer.transform([feature_dict(row, schema) for row in rows])
+    assert expected[:, vectorizer.vocabulary_["home=rent"]].tolist() == [0, 1, 0, 0]
+    assert_same_bits(RowEncoder(schema, vectorizer).transform(rows), expected)
+    columns = valid_columns(rows, schema)
+    assert columns is not None
+    assert_same_bits(FrameEncoder(schema, vectorizer).transform_values(columns, len(rows)), expected)

@@ -84,6 +84,11 @@ def test_optional_field_may_be_null_or_absent(schema: Schema, value: float | Non
     assert "income" not in request_validator(schema).validate_python(body)
 
 
+def test_a_fraction_is_told_what_it_must_be(schema: Schema) -> None:
+    with pytest.raises(ValidationError, match="should be a multiple of 1 "):
+        validate(schema, age=30.5)
+
+
 def test_whole_number_may_be_written_with_a_point(schema: Schema) -> None:
     assert validate(schema, time=36.0)["time"] == 36
 

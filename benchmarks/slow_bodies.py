@@ -292,16 +292,21 @@ def start_target(home: Path, schema: Schema) -> tuple[Target, list[dict[str, Any
     return Target(FastPath(nowhere, core, (), dict)), rows
 
 
+def measure(seconds: float, seed: int) -> list[Cost]:
+    """Measure the families, then search for so many seconds; in a process that does nothing else."""
+    schema = Schema.load(PROJECT / "conf/schema.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        target, rows = start_target(Path(folder), schema)
+        found = list(bodies(schema, rows, 10_000))
+        return list(search(target, found, seconds, random.Random(seed)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="for changes at random, after the families")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    schema = Schema.load(PROJECT / "conf/schema.yaml")
-    with tempfile.TemporaryDirectory() as folder:
-        target, rows = start_target(Path(folder), schema)
-        found = list(bodies(schema, rows, 10_000))
-        costs = list(search(target, found, options.seconds, random.Random(options.seed)))
+    costs = measure(options.seconds, options.seed)
     print(f"{len(costs)} bodies, {sum(cost.status >= 500 for cost in costs)} answers of 500 or above")
     print(f"slowest body:   {max(costs, key=_held)}")
     print(f"largest growth: {max(costs, key=_growth)}")

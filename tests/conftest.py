@@ -141,13 +141,7 @@ def filled_store(
 ) -> tuple[Path, dict[int, Promotion]]:
     """A store's folder to be copied, and what is in it."""
     home = tmp_path_factory.mktemp("filled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_HOME", str(home))
-        promotions = {}
-        for version in (1, 2):
-            booster, vectorizer = stores.quick_booster(applications, schema, seed=version)
-            promotions[version] = stores.put_in_store(version, booster, vectorizer, schema, rows[:20])
-    return home, promotions
+    return home, stores.fill_store(home, applications, schema, rows[:20])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from service.http.access import HostCheck
 from service.http.connections import Connection
 from tests.testkit import PROJECT
 from tests.testkit.projects import changed_conf
-from tests.testkit.servers import Server, receive
+from tests.testkit.servers import Server, few_files, receive
 from tests.testkit.store import Store, serving
 
 EXAMPLE = Schema.load(PROJECT / "conf/schema.yaml").example()
@@ -150,24 +149,15 @@ def test_few_file_descriptors_suffice_under_attack(
     store.promote(1)
     conf = changed_conf(tmp_path, workers=1, limits__header_seconds=1)
     monkeypatch.setenv("CREDIT_RISK_CONF", str(conf))
-    with _few_files(120), ExitStack() as stack:
-        server = stack.enter_context(serving())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with ExitStack() as stack:
+        with few_files(120):
+            server = stack.enter_context(serving())
         for _ in range(300):
             stack.enter_context(server.connection()).sendall(b"POST /classify HTTP/1.1\r\n")
         answers = [_answered_within(server, 5) for _ in range(20)]
         assert {answer["model"] for answer in answers} == {"credit_risk_model:v1"}
         store.promote(2)
         assert _answered_within(server, 5)["model"] == "credit_risk_model:v2"
-
-
-def _few_files(count: int) -> ExitStack:
-    """Let processes that are started within open so many files."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
-    stack = ExitStack()
-    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
-    return stack
 
 
 def _answered_within(server: Server, seconds: float) -> Any:

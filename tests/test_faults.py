@@ -6,16 +6,12 @@ import contextlib
 import json
 import os
 import random
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -27,6 +23,7 @@ from pipeline.core.machine import now
 from pipeline.promotion.lock import promotion_lock
 from pipeline.promotion.pointer import write_pointer
 from tests.testkit import PROJECT
+from tests.testkit.odd_servers import ScriptedServer, SilentServer
 from tests.testkit.registry import BETTER, GOOD, THIRD, Machine
 from tests.testkit.servers import Service, alive, free_port, running
 from tests.testkit.waiting import eventually
@@ -272,40 +269,14 @@ def test_the_history_shows_a_line_for_each_promotion_whatever_was_killed(promote
     assert [json.loads(line)["version"] for line in lines if line.endswith(b"}")] == [1, 2, 1]
 
 
-class Silent:
-    """A server that takes connections, reads what is sent, and never answers."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self._connections: list[socket.socket] = []
-        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def asked(self) -> int:
-        """Connections on which a request arrived."""
-        return sum(bool(select.select([one], [], [], 0)[0]) for one in list(self._connections))
-
-    def close(self) -> None:
-        self._listener.close()
-        for connection in self._connections:
-            connection.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._connections.append(self._listener.accept()[0])
-
-
 @pytest.fixture
-def silent() -> Iterator[Silent]:
-    server = Silent()
-    yield server
-    server.close()
+def silent() -> Iterator[SilentServer]:
+    with contextlib.closing(SilentServer()) as server:
+        yield server
 
 
 def test_a_rollback_waits_for_nobody_who_waits_for_a_hung_mlflow(
-    promoted_machine: Machine, silent: Silent, tmp_path: Path
+    promoted_machine: Machine, silent: SilentServer, tmp_path: Path
 ) -> None:
     machine = promoted_machine
     assert machine.run("promote", "--version", "2").code == 0
@@ -345,41 +316,21 @@ def test_a_verdict_is_discarded_if_somebody_promoted_meanwhile(promoted_machine:
     assert not machine.folder(THIRD).exists()
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Answers every request with what the server's `answer` says."""
-
-    def do_GET(self) -> None:
-        body = self.server.answer  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_a_follower_survives_any_answer_of_mlflow(promoted_machine: Machine) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    server.answer = b""  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    watching = promoted_machine.on(f"http://127.0.0.1:{server.server_port}").start("sync", "--watch", "0.05")
+    server = ScriptedServer()
+    watching = promoted_machine.on(server.uri).start("sync", "--watch", "0.05")
     try:
         eventually(lambda: len(watching.err.splitlines()) == 1)
-        server.answer = json.dumps(  # type: ignore[attr-defined]
+        server.answer = json.dumps(
             {"model_version": {"name": "credit_risk_model", "version": "abc", "run_id": "x"}}
         ).encode()
         eventually(lambda: len(watching.err.splitlines()) == 2)
-        server.answer = b"[[[["  # type: ignore[attr-defined]
+        server.answer = b"[[[["
         eventually(lambda: len(watching.err.splitlines()) == 3)
         assert all("error: MLflow at" in line for line in watching.err.splitlines())
         assert watching.process.is_alive()
         assert whole(promoted_machine) == GOOD
     finally:
         os.kill(watching.process.pid or 0, signal.SIGTERM)
-        server.shutdown()
-        server.server_close()
+        server.close()
     assert watching.wait().code == 0

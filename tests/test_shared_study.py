@@ -6,7 +6,6 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -18,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.core.errors import ConfigError
 from pipeline.training.settings import TrainSettings
 from pipeline.training.study import open_study
-from tests.postgres import postgres
 from tests.testkit import PROJECT
+from tests.testkit.postgres import WaitingConnections, no_heartbeats, postgres
 from tests.testkit.projects import Project, copy_project
 
 TRIALS = 10
@@ -73,9 +72,9 @@ def test_a_new_database_can_be_opened_by_many_at_once(database: str) -> None:
 def test_two_people_train_at_once_and_nothing_is_lost(project: Project, database: str) -> None:
     with no_heartbeats(database) as waiting:
         first = begin(project, "both")
-        waiting.until(1, first)
+        until(waiting, 1, first)
         second = begin(project, "both")
-        waiting.until(2, first, second)  # both have a trial under way
+        until(waiting, 2, first, second)  # both have a trial under way
     reports = [finish(first), finish(second)]
     done = trials(database, "both")
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * len(done)
@@ -92,7 +91,7 @@ def test_two_people_train_at_once_and_nothing_is_lost(project: Project, database
 def test_what_a_killed_person_left_is_taken_over(project: Project, database: str) -> None:
     with no_heartbeats(database) as waiting:
         killed = begin(project, "left")
-        waiting.until(1, killed)
+        until(waiting, 1, killed)
         left = trials(database, "left")[0]
         killed.kill()
         killed.communicate()
@@ -123,29 +122,11 @@ def test_a_database_that_does_not_answer_is_one_readable_error_without_the_passw
     assert "\n" not in str(error.value)
 
 
-class Waiting:
-    """Processes that wait for the lock that this test holds."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def until(self, count: int, *processes: subprocess.Popen[str]) -> None:
-        """Wait until so many connections wait."""
-        query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
-        while self._connection.execute(query).fetchone()[0] < count:
-            for process in processes:
-                still_running(process)
-
-
-@contextmanager
-def no_heartbeats(database: str) -> Iterator[Waiting]:
-    """Let nobody record a heartbeat: whoever has asked for a trial stops there until the block ends."""
-    import psycopg  # type: ignore[import-not-found, unused-ignore]
-
-    optuna.storages.RDBStorage(database)  # makes the tables
-    with psycopg.connect(database.replace("+psycopg", "")) as connection:
-        connection.execute("LOCK TABLE trial_heartbeats IN EXCLUSIVE MODE")
-        yield Waiting(connection)
+def until(waiting: WaitingConnections, count: int, *processes: subprocess.Popen[str]) -> None:
+    """Wait until so many connections wait."""
+    while waiting.count < count:
+        for process in processes:
+            still_running(process)
 
 
 def begin(project: Project, study: str, *flags: str) -> subprocess.Popen[str]:

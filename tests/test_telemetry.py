@@ -11,55 +11,20 @@ import pytest
 
 from tests.testkit import PROJECT
 from tests.testkit.projects import changed_conf
+from tests.testkit.recorder import CALLS_OUT, recorded_environment
 from tests.testkit.servers import free_port
 from tests.testkit.store import Store, serving
-
-RECORDER = """
-import ipaddress, os, socket
-
-def _note(what):
-    with open(os.environ["CALLS_OUT"], "a") as file:
-        file.write(f"{what}\\n")
-
-def _is_far(host):
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host not in ("localhost", socket.gethostname())
-
-_look_up, _connect = socket.getaddrinfo, socket.socket.connect
-
-def getaddrinfo(host, *args, **kwargs):
-    if isinstance(host, str) and _is_far(host) and host != "0.0.0.0":
-        _note(host)
-        raise socket.gaierror("no names here")
-    return _look_up(host, *args, **kwargs)
-
-def connect(self, address):
-    if isinstance(address, tuple) and _is_far(address[0]):
-        _note(address)
-        raise OSError("no network here")
-    return _connect(self, address)
-
-socket.getaddrinfo, socket.socket.connect = getaddrinfo, connect
-"""
-"""A sitecustomize module: every Python process under test notes, and is refused, what it wants from elsewhere."""
-
-HINTS = ("MLFLOW_", "BENTOML_", "DO_NOT_TRACK", "CI", "PYTEST_", "GITHUB_")
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where calls out are noted, by processes that nothing tells to be quiet."""
-    folder = tmp_path / "recorder"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(RECORDER)
-    for name in list(os.environ):
-        if name.startswith(HINTS) and name != "BENTOML_HOME":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("CALLS_OUT", str(tmp_path / "calls"))
-    return tmp_path / "calls"
+    recorded = recorded_environment(os.environ, tmp_path)
+    for name in os.environ.keys() - recorded.keys() - {"PYTEST_CURRENT_TEST"}:
+        monkeypatch.delenv(name)
+    for name in ("PYTHONPATH", CALLS_OUT):
+        monkeypatch.setenv(name, recorded[name])
+    return Path(recorded[CALLS_OUT])
 
 
 def noted(calls: Path) -> str:

@@ -50,10 +50,10 @@ def make_registry(folder: Path, schema: Schema, frame: pd.DataFrame) -> Path:
             experiment_id=mlflow.create_experiment("registry", artifact_location=str(folder / "artifacts"))
         )
         for seed, rounds in ((GOOD, 60), (BETTER, 90), (THIRD, 75)):
-            _log(schema, frame, seed, rounds)
-        _log(schema, frame, SHUFFLED, 60, shuffle=True)
-        _log(schema, frame, SWAPPED, 60, swap=("amount", "price"))
-        _log(_without(schema, "debt"), frame, NARROWER, 60)
+            log_version(schema, frame, seed, rounds)
+        log_version(schema, frame, SHUFFLED, 60, shuffle=True)
+        log_version(schema, frame, SWAPPED, 60, swap=("amount", "price"))
+        log_version(_without(schema, "debt"), frame, NARROWER, 60)
         MlflowClient().set_registered_model_alias(MODEL_NAME, CANDIDATE, str(GOOD))
     finally:
         mlflow.set_tracking_uri(None)
@@ -67,7 +67,7 @@ def _without(schema: Schema, field: str) -> Schema:
     return Schema.model_validate(document)
 
 
-def _log(
+def log_version(
     schema: Schema,
     frame: pd.DataFrame,
     seed: int,
@@ -76,6 +76,7 @@ def _log(
     shuffle: bool = False,
     swap: tuple[str, str] | None = None,
 ) -> None:
+    """Train a small model on the training rows, and register it as the next version."""
     training = frame[~is_test_row(frame, schema, 42, SHARE)]
     vectorizer = make_vectorizer(schema)
     matrix = FrameEncoder(schema, vectorizer).transform(training)

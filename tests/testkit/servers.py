@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -185,6 +186,17 @@ def running(service: Service, port: int | None = None) -> Iterator[Server]:
             server.stop()
         finally:
             server.kill()
+
+
+@contextmanager
+def few_files(count: int) -> Iterator[None]:
+    """Let processes that are started within open so many files, as ``ulimit -n`` does."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def alive(process: psutil.Process) -> bool:

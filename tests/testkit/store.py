@@ -76,6 +76,23 @@ def put_in_store(
     )
 
 
+def fill_store(
+    home: Path, applications: pd.DataFrame, schema: Schema, golden_rows: Sequence[Mapping[str, Any]]
+) -> dict[int, Promotion]:
+    """Write versions 1 and 2 of a quick model below a folder, which may be copied; neither is promoted."""
+    before = os.environ.get("BENTOML_HOME")
+    os.environ["BENTOML_HOME"] = str(home)
+    try:
+        return {
+            version: put_in_store(version, *quick_booster(applications, schema, version), schema, golden_rows)
+            for version in (1, 2)
+        }
+    finally:
+        os.environ.pop("BENTOML_HOME")
+        if before is not None:
+            os.environ["BENTOML_HOME"] = before
+
+
 class Store:
     """Versions 1 and 2 of a quick model in the BentoML store of ``$BENTOML_HOME``; nothing promoted at first."""
 

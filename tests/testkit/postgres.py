@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,31 @@ def postgres() -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGINT)  # at once, whoever is still connected
             server.wait(30)
+
+
+class WaitingConnections:
+    """Connections that wait for the lock of `no_heartbeats`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    @property
+    def count(self) -> int:
+        """How many there are now."""
+        query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
+        return int(self._connection.execute(query).fetchone()[0])
+
+
+@contextmanager
+def no_heartbeats(database: str) -> Iterator[WaitingConnections]:
+    """Let nobody record a heartbeat: whoever has asked for a trial stops there until the block ends."""
+    import optuna
+    import psycopg  # type: ignore[import-not-found, unused-ignore]
+
+    optuna.storages.RDBStorage(database)  # makes the tables
+    with psycopg.connect(database.replace("+psycopg", "")) as connection:
+        connection.execute("LOCK TABLE trial_heartbeats IN EXCLUSIVE MODE")
+        yield WaitingConnections(connection)
 
 
 def _programs() -> Path:

@@ -409,5 +409,5 @@ def test_cluster_gives_the_same_file(
 def test_absent_cluster_is_named(tmp_path: Path, score: Any) -> None:
     write_config(tmp_path, cluster={"address": "tcp://127.0.0.1:1"})
     report = score(DATA, tmp_path / "out.csv", code=1)
-    assert "tcp://127.0.0.1:1: no Dask scheduler answers" in report["stderr"]
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in report["stderr"]
     assert left_behind(tmp_path) == []

@@ -455,3 +455,56 @@ def test_small_groups_are_left_out_and_one_group_is_no_comparison() -> None:
     alone = rule(np.array(["single"] * len(labels)))
     assert (alone.value, alone.passed, alone.note) == (None, True, "fewer than two groups of 30 rows")
     assert rule(names, candidate=np.full(len(labels), 0.9)).value == 1  # nobody is approved: no difference
+
+
+def test_an_identical_candidate_passes_by_a_rule_that_says_so() -> None:
+    judged = verdict(sound(is_identical=True))
+    assert judged.passed
+    note = "identical to credit_risk_model:v1: same booster, same contract"
+    assert [rule for rule in judged.rules if rule.name == "champion"] == [
+        Rule("champion", None, "", passed=True, note=note)
+    ]
+
+
+def test_a_contract_without_changes_and_an_allowed_change_are_reported() -> None:
+    changed = sound(schema_changes=("debt: removed",))
+    allowed = judge(changed, SETTINGS, THRESHOLDS, allow_schema_change=True)
+    found = [rule for judged in (verdict(sound()), allowed) for rule in judged.rules if rule.name == "schema"]
+    assert found == [
+        Rule("schema", 0.0, "compatible with the champion's", passed=True),
+        Rule("schema", 1.0, "", passed=True, note="allowed: debt: removed"),
+    ]
+
+
+def test_a_champion_that_cannot_be_compared_is_a_rule_of_its_own() -> None:
+    found = verdict(sound(champion=None, champion_failure="gone")).rules
+    assert [rule.limit for rule in found if rule.name == "champion"] == ["compared"]
+    nothing = verdict(sound(champion=None, champion_name=None)).rules
+    assert [rule.limit for rule in nothing if rule.name == "champion"] == [""]
+
+
+def test_every_audited_field_is_looked_at() -> None:
+    labels, _ = draw()
+    halves = np.where(np.arange(len(labels)) % 2, "a", "b")
+    groups = {"branch": np.full(len(labels), "one"), "marital": halves}
+    strict = SETTINGS.approval_ratio.model_copy(update={"at_least": 0.8})
+    found = [
+        rule for rule in verdict(sound(groups=groups), approval_ratio=strict).rules if "approval" in rule.name
+    ]
+    alone = "fewer than two groups of 30 rows"
+    assert found[0] == Rule("approval_ratio[branch]", None, "", passed=True, note=alone)
+    assert (found[1].name, found[1].limit) == ("approval_ratio[marital]", "at least 0.8")
+    assert found[1].note.startswith("b ")
+    assert len(found) == 2
+
+
+def test_a_holdout_that_decides_nothing_says_why() -> None:
+    labels, _ = draw(150)
+    few = verdict(sound(labels=np.ones_like(labels), holdout_note="1,850 rows were left out"))
+    assert few.reasons() == "holdout_rows: only one of the two labels occurs (1,850 rows were left out)"
+    assert few.rules[0].passed is False
+    slow = verdict(sound(milliseconds=6.0, megabytes=51.0))
+    assert slow.reasons() == (
+        "milliseconds is 6, above the ceiling of 5 (one application); "
+        "megabytes is 51, above the ceiling of 50 (stored model)"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,12 +179,13 @@ def server(
     source, promotions = filled_store
     shutil.copytree(source, folder / "bentoml")
     conf = changed_conf(folder, workers=1, decision_log__flush_seconds=0.02)
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
         patch.setenv("CREDIT_RISK_CONF", str(conf))
         stores.Store(promotions).promote(1)
-        with stores.serving() as running:
-            yield running
+        running = stack.enter_context(stores.serving())
+        patch.undo()  # other tests of this process run while the server does
+        yield running
 
 
 # Tracking: an MLflow store for tests that call the code in this process.

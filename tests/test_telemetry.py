@@ -24,6 +24,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     for name in ("PYTHONPATH", CALLS_OUT):
         monkeypatch.setenv(name, recorded[name])
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
     return Path(recorded[CALLS_OUT])
 
 

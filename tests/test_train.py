@@ -288,19 +288,24 @@ def ago(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
+def as_tags(tags: dict[str, float | str]) -> dict[str, str]:
+    """Tags of a run; a heartbeat is given as its age in seconds when the test runs."""
+    return {name: value if isinstance(value, str) else ago(value) for name, value in tags.items()}
+
+
 @pytest.mark.parametrize(("tags", "alive"), [
-    ({"heartbeat": ago(5)}, True), ({"heartbeat": ago(3600)}, False),
-    ({"heartbeat": ago(5), "study_lock": "other"}, True),
-    ({"heartbeat": ago(5), "study_lock": "ours"}, False),  # nobody else can hold the lock that we hold
+    ({"heartbeat": 5}, True), ({"heartbeat": 3600}, False),
+    ({"heartbeat": 5, "study_lock": "other"}, True),
+    ({"heartbeat": 5, "study_lock": "ours"}, False),  # nobody else can hold the lock that we hold
     ({}, False), ({"heartbeat": "yesterday"}, False),  # a run of release 0.1; a tag that somebody changed
 ])  # fmt: skip
 def test_a_training_ends_the_runs_of_its_study_whose_process_is_gone(
-    tracking_store: str, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], alive: bool
+    tracking_store: str, monkeypatch: pytest.MonkeyPatch, tags: dict[str, float | str], alive: bool
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("tests").experiment_id
-    other = client.create_run(experiment, tags={"study": "mine", **tags}).info.run_id
+    other = client.create_run(experiment, tags={"study": "mine", **as_tags(tags)}).info.run_id
     child = client.create_run(experiment, tags={"study": "mine", "mlflow.parentRunId": other}).info.run_id
     with opened_run("mine", lock="ours", stale_after=60) as run:
         found = [client.get_run(run_id).info.status for run_id in (other, child)]

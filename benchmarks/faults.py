@@ -10,6 +10,7 @@ and machines are the attacks' own, on the loopback interface, in a folder that i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -102,4 +103,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed, and every process ended
     sys.exit(main())

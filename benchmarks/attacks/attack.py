@@ -49,6 +49,11 @@ class Tally:
         else:
             self.broken.append(what)
 
+    def add(self, other: Tally) -> None:
+        """Add what another process has counted."""
+        self.held += other.held
+        self.broken += other.broken
+
     def note(self, text: str) -> None:
         """Add a figure to the attack's line."""
         self.notes.append(text)
@@ -73,7 +78,7 @@ class Attack:
     name: str
     promise: str
     run: Callable[[Lab, Tally], None]
-    seconds: float | None = 240
+    seconds: float | None = 600
 
     def outcome(self, lab: Lab) -> Outcome:
         """Run it. Whatever it raises counts as broken: an attack that fails has shown nothing."""

@@ -151,15 +151,19 @@ def environment(**variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+_BURNT = 0.3
+"""Seconds of processor time that show how busy the cores are; the scheduler favours what runs for less."""
+
+
 def slowdown() -> float:
     """How many times its processor time something takes here now: 1 if a core is free.
 
     Limits in seconds are multiplied by it: on a busy machine all takes longer, and no promise is broken by that.
     """
     began, cpu = time.perf_counter(), time.process_time()
-    while time.process_time() < cpu + 0.1:
+    while time.process_time() < cpu + _BURNT:
         pass
-    return max(1.0, (time.perf_counter() - began) / 0.1)
+    return max(1.0, (time.perf_counter() - began) / _BURNT)
 
 
 def done(machine: Machine, *arguments: str) -> Command:

@@ -22,6 +22,7 @@ import xgboost as xgb
 from benchmarks.attacks.attack import Attack, Skipped, Tally
 from benchmarks.attacks.damage import damage
 from benchmarks.attacks.lab import Lab, done, one_line, slowdown
+from benchmarks.attacks.lanes import Lane, in_lanes
 from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
 from pipeline.core.model.bundle import open_bundle
@@ -33,6 +34,8 @@ from tests.testkit.waiting import eventually
 
 AWAY = "http://127.0.0.1:9"
 MOST_ROLLBACK_SECONDS = 3.0
+LONG = 2400.0
+"""For the two attacks that take minutes on quiet cores."""
 
 
 def bad_models(lab: Lab, tally: Tally) -> None:
@@ -44,43 +47,19 @@ def bad_models(lab: Lab, tally: Tally) -> None:
 
 
 def kills(lab: Lab, tally: Tally) -> None:
-    machine, generator = lab.machine(), lab.random()
-    usual = _usual_seconds(machine)
-    switched = 0
-    for number in range(lab.counts.kills):
-        challenger = THIRD if _version(machine) == BETTER else BETTER
-        moment = generator.uniform(0, usual)
-        killed = machine.start("promote", "--version", str(challenger))
-        killed.process.join(moment)
-        killed.process.kill()
-        killed.wait()
-        whole, switched = _is_whole(machine), switched + (_version(machine) == challenger)
-        again = machine.run("promote", "--version", str(challenger))
-        tally.count(
-            whole and again.code == 0 and _agrees(machine, challenger),
-            f"kill {number} after {moment:.2f} s: pointer {'whole' if whole else 'not whole'}, then {again.err}",
-        )
-    tally.note(f"kill -9 within the usual {usual:.1f} s, {switched} after the pointer had moved")
+    lanes = in_lanes(_killed, lab, lab.counts.kills)
+    for lane, _ in lanes:
+        tally.add(lane)
+    moved = sum(moved for _, moved in lanes)
+    tally.note(f"at a random moment; the pointer had moved {moved} times")
 
 
 def races(lab: Lab, tally: Tally) -> None:
-    machine = lab.machine()
-    second_refused = 0
-    for _ in range(lab.counts.races):
-        pair = {
-            version: machine.start("promote", "--version", str(version), "--force", "--reason", "race")
-            for version in (BETTER, THIRD)
-        }
-        won = [version for version, command in pair.items() if command.wait(120).code == 0]
-        second_refused += len(won) == 1
-        tally.count(
-            _version(machine) in won
-            and _agrees(machine, _version(machine))
-            and all(command.code == 0 or _says_run_again(command) for command in pair.values()),
-            f"won {won}, promoted {_version(machine)}: {[command.err for command in pair.values()]}",
-        )
-        done(machine, "promote", "--version", str(GOOD), "--force", "--reason", "race")
-    tally.note(f"{second_refused} times the second was told that the first had promoted")
+    lanes = in_lanes(_raced, lab, lab.counts.races)
+    for lane, _ in lanes:
+        tally.add(lane)
+    late = sum(late for _, late in lanes)
+    tally.note(f"{late} times one was told in a line that the other had promoted")
 
 
 def store_files(lab: Lab, tally: Tally) -> None:
@@ -194,9 +173,9 @@ ATTACKS = [
         "kills",
         "kill -9 in a promotion leaves the old or the new version whole, and the next one works",
         kills,
-        400,
+        LONG,
     ),
-    Attack("races", "Of two promotions at once one wins; the other is next, or is told in one line", races, 400),
+    Attack("races", "Of two promotions at once one wins; the other is next, or is told in one line", races, LONG),
     Attack(
         "store", "A stored model with a changed, added or missing byte or file is refused unopened", store_files
     ),
@@ -209,11 +188,13 @@ ATTACKS = [
 
 def _rollback_seconds(machine: Machine, tally: Tally) -> float:
     """Roll back in a process that starts cold, with the shipped settings, and count whether it was in time."""
-    before = _version(machine)
+    before, busy = _version(machine), slowdown()
     command = [sys.executable, "-m", "pipeline", "rollback", "--conf", str(PROJECT / "conf")]
     seconds = _timed(command, {**os.environ, **machine.env})
     tally.count(
-        _version(machine) != before and _is_whole(machine) and seconds <= MOST_ROLLBACK_SECONDS * slowdown(),
+        _version(machine) != before
+        and _is_whole(machine)
+        and seconds <= MOST_ROLLBACK_SECONDS * max(busy, slowdown()),
         f"rollback from v{before} to v{_version(machine)} in {seconds:.2f} s",
     )
     return seconds
@@ -246,6 +227,44 @@ def _stop(command: Command) -> int | None:
 
 def _says_run_again(command: Command) -> bool:
     return one_line(command) and "un it again" in command.err
+
+
+def _killed(machine: Machine, lane: Lane) -> tuple[Tally, int]:
+    """Kill promotions; gives also how many had moved the pointer."""
+    tally, moved, generator = Tally(), 0, lane.random()
+    usual = _usual_seconds(machine)
+    for number in lane:
+        challenger = THIRD if _version(machine) == BETTER else BETTER
+        moment = generator.uniform(0, usual)
+        killed = machine.start("promote", "--version", str(challenger))
+        killed.process.join(moment)
+        killed.process.kill()
+        killed.wait()
+        whole, moved = _is_whole(machine), moved + (_version(machine) == challenger)
+        again = machine.run("promote", "--version", str(challenger))
+        tally.count(
+            whole and again.code == 0 and _agrees(machine, challenger),
+            f"kill {number} after {moment:.2f} s: pointer {'whole' if whole else 'not whole'}, then {again.err}",
+        )
+    return tally, moved
+
+
+def _raced(machine: Machine, lane: Lane) -> tuple[Tally, int]:
+    """Promote two versions at once, neither of them promoted; gives also how often one came too late."""
+    tally, late = Tally(), 0
+    for _ in lane:
+        versions = {GOOD, BETTER, THIRD} - {_version(machine)}
+        forced = ("--force", "--reason", "race")
+        pair = {version: machine.start("promote", "--version", str(version), *forced) for version in versions}
+        won = [version for version, command in pair.items() if command.wait().code == 0]
+        late += len(won) == 1
+        tally.count(
+            _version(machine) in won
+            and _agrees(machine, _version(machine))
+            and all(command.code == 0 or _says_run_again(command) for command in pair.values()),
+            f"won {won}, promoted {_version(machine)}: {[command.err for command in pair.values()]}",
+        )
+    return tally, late
 
 
 def _usual_seconds(machine: Machine) -> float:

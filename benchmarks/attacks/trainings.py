@@ -74,7 +74,9 @@ def shared_study(lab: Lab, tally: Tally) -> None:
 
 
 def image(_: Lab, tally: Tally) -> None:
-    raise Skipped("`make image` builds and runs it; it takes minutes and needs docker, podman or buildah")
+    raise Skipped(
+        "it takes minutes and needs docker, podman or buildah; `make image-test` builds it, runs it and tests it"
+    )
 
 
 ATTACKS = [

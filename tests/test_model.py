@@ -37,11 +37,17 @@ def booster(schema: Schema, applications: pd.DataFrame) -> xgb.Booster:
 
 
 @pytest.fixture(scope="module")
-def store(tracking_store: str, booster: xgb.Booster, schema: Schema) -> str:
-    """A tracking store that holds one version of the model."""
+def store(tmp_path_factory: pytest.TempPathFactory, booster: xgb.Booster, schema: Schema) -> Iterator[str]:
+    """A tracking store of this module's own, which holds one version of the model."""
+    folder = tmp_path_factory.mktemp("models")
+    address = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(address)
+    artifacts = (folder / "artifacts").as_uri()
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment("models", artifact_location=artifacts))
     with mlflow.start_run():
         log_model(booster, make_vectorizer(schema), schema, metadata={"colour": "blue"})
-    return tracking_store
+    yield address
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import xgboost as xgb
 
 from benchmarks.attacks.attack import Attack, Skipped, Tally
 from benchmarks.attacks.damage import damage
-from benchmarks.attacks.lab import Lab, done, one_line, slowdown
+from benchmarks.attacks.lab import Lab, done, one_line
 from benchmarks.attacks.lanes import Lane, in_lanes
 from pipeline.core.errors import StoreError
 from pipeline.core.files import file_digests
@@ -34,6 +34,16 @@ from tests.testkit.waiting import eventually
 
 AWAY = "http://127.0.0.1:9"
 MOST_ROLLBACK_SECONDS = 3.0
+ROLLBACK = """
+import sys
+from pathlib import Path
+from pipeline.__main__ import main
+code = main(sys.argv[1:])
+print(int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9, file=sys.stderr)
+sys.exit(code)
+"""
+"""The command, and the seconds for which its process was ready to run and had no core."""
+
 LONG = 2400.0
 """For the two attacks that take minutes on quiet cores."""
 
@@ -110,7 +120,7 @@ def rollback_seconds(lab: Lab, tally: Tally) -> None:
         ("of it Python's start", "pass"),
         ("and the imports", "import pipeline.promotion.commands, pipeline.core.model.bundle"),
     ):
-        tally.note(f"{name} {min(_timed([sys.executable, '-c', code], dict(os.environ)) for _ in range(3)):.2f} s")
+        tally.note(f"{name} {_timed([sys.executable, '-c', code], dict(os.environ))[0]:.2f} s")
 
 
 ODD_ANSWERS = {
@@ -187,23 +197,26 @@ ATTACKS = [
 
 
 def _rollback_seconds(machine: Machine, tally: Tally) -> float:
-    """Roll back in a process that starts cold, with the shipped settings, and count whether it was in time."""
-    before, busy = _version(machine), slowdown()
-    command = [sys.executable, "-m", "pipeline", "rollback", "--conf", str(PROJECT / "conf")]
-    seconds = _timed(command, {**os.environ, **machine.env})
+    """Roll back in a process that starts cold, with the shipped settings, and count whether it was in time.
+
+    The limit holds where a core is free: what the process has waited for one is not held against it.
+    """
+    before = _version(machine)
+    command = [sys.executable, "-c", ROLLBACK, "rollback", "--conf", str(PROJECT / "conf")]
+    seconds, output = _timed(command, {**os.environ, **machine.env})
+    waited = float(output.split()[-1])
     tally.count(
-        _version(machine) != before
-        and _is_whole(machine)
-        and seconds <= MOST_ROLLBACK_SECONDS * max(busy, slowdown()),
-        f"rollback from v{before} to v{_version(machine)} in {seconds:.2f} s",
+        _version(machine) != before and _is_whole(machine) and seconds - waited <= MOST_ROLLBACK_SECONDS,
+        f"rollback from v{before} to v{_version(machine)} in {seconds:.2f} s, of it {waited:.2f} s without a core",
     )
     return seconds
 
 
-def _timed(command: list[str], env: dict[str, str]) -> float:
+def _timed(command: list[str], env: dict[str, str]) -> tuple[float, str]:
+    """Run a command that must succeed: seconds, and what it wrote to stderr."""
     began = time.perf_counter()
-    subprocess.run(command, env=env, cwd=PROJECT, check=True, capture_output=True, timeout=60)
-    return time.perf_counter() - began
+    done = subprocess.run(command, env=env, cwd=PROJECT, check=True, capture_output=True, timeout=60, text=True)
+    return time.perf_counter() - began, done.stderr
 
 
 def _spread(seconds: list[float]) -> str:

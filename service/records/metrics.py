@@ -6,8 +6,10 @@ what a dead one answered with says nothing about now.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +27,7 @@ _PROBABILITIES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-_MANY = 64
+_MANY = 4
 """Values from which `observe_many` is faster than one `observe` for each."""
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -59,25 +61,25 @@ class Metrics:
         self._age = self._gauge(
             "promoted_seconds", "Seconds since the promoted version was promoted", "livemostrecent"
         )
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._shown: Gauge | None = None
+        self._answered: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+        self._decided: Tally[tuple[str, str]] = Tally()
+        self._probabilities: list[float] = []
+        self._batch_rows: list[float] = []
+        self._is_scheduled = False
 
     def answered(self, endpoint: str, code: int, seconds: float) -> None:
         """Count one answer."""
-        found = self._answered.get((endpoint, code))
-        if found is None:
-            found = self._requests.labels(endpoint, str(code)), self._duration.labels(endpoint)
-            self._answered[endpoint, code] = found
-        requests, duration = found
-        requests.inc()
-        duration.observe(seconds)
+        self._answered[endpoint, code].append(seconds)
+        self._schedule()
 
     def decided(self, model: str, statuses: Sequence[str], probabilities: Sequence[float]) -> None:
         """Count one batch of decisions, scored in one call of the booster."""
         for status, times in Tally(statuses).items():
-            self._decisions.labels(status, model).inc(times)
-        observe_many(self._probability, _PROBABILITIES, probabilities)
-        self._batches.observe(len(statuses))
+            self._decided[status, model] += times
+        self._probabilities += probabilities
+        self._batch_rows.append(len(statuses))
+        self._schedule()
 
     def swapped(self, promotion: Promotion) -> None:
         """Count a switch, and show the version that answers now."""
@@ -100,7 +102,8 @@ class Metrics:
         self._dropped.labels(why).inc(rows)
 
     def show(self, promotion: Promotion | None, *, behind: bool) -> None:
-        """Bring what changes with time up to this moment."""
+        """Bring all values up to this moment."""
+        self._hand_over()
         if promotion is not None:
             self._age.set(max(0.0, (datetime.now(UTC) - _moment(promotion.since)).total_seconds()))
         self.behind(behind)
@@ -113,6 +116,33 @@ class Metrics:
         everyone = CollectorRegistry()
         multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+    def _schedule(self) -> None:
+        """Hand the counts over once in each turn of the event loop.
+
+        Each value that workers share costs a system call to change: at 16 requests a turn that is 15 % of a
+        `/classify`. Nobody can ask for the figures before they are handed over, as `show` does it first.
+        """
+        if self._is_scheduled:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        except RuntimeError:  # no event loop runs here
+            self._hand_over()
+        else:
+            self._is_scheduled = True
+
+    def _hand_over(self) -> None:
+        self._is_scheduled = False
+        for (endpoint, code), seconds in self._answered.items():
+            self._requests.labels(endpoint, str(code)).inc(len(seconds))
+            observe_many(self._duration.labels(endpoint), _SECONDS, seconds)
+        for labels, times in self._decided.items():
+            self._decisions.labels(*labels).inc(times)
+        observe_many(self._probability, _PROBABILITIES, self._probabilities)
+        observe_many(self._batches, _SIZES, self._batch_rows)
+        for waiting in (self._answered, self._decided, self._probabilities, self._batch_rows):
+            waiting.clear()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"credit_risk_{name}", f"{text}.", labels, registry=self.registry)

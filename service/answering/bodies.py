@@ -282,4 +282,4 @@ def _repeated_keys(body: bytes) -> list[Detail]:
         repeated.extend(key for key, times in counted.items() if times > 1)
 
     json.loads(body, object_pairs_hook=notice)
-    return [detail((key,), "Key must stand once", "repeated_key") for key in repeated]
+    return [detail((key,), "Key must occur only once", "repeated_key") for key in repeated]
